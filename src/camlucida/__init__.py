@@ -1,0 +1,66 @@
+"""camlucida: where in a picture a vision model's evidence lies, and how far that map can be trusted.
+
+>>> import torch, camlucida as cl
+>>> net = torch.nn.Sequential(
+...     torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(),
+...     torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 10),
+... )
+>>> cl.explain(net, torch.rand(1, 3, 32, 32), target=3).map.shape
+torch.Size([1, 30, 30])
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from camlucida.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from camlucida.core.explain import explain as explain
+    from camlucida.core.explain import sweep as sweep
+    from camlucida.core.explanation import Explanation as Explanation
+    from camlucida.core.explanation import shared_scale as shared_scale
+    from camlucida.core.layouts import channels_first as channels_first
+    from camlucida.core.layouts import channels_last as channels_last
+    from camlucida.core.layouts import tokens as tokens
+    from camlucida.core.store import load_explanation as load_explanation
+    from camlucida.core.targets import classes as classes
+    from camlucida.core.targets import rank as rank
+    from camlucida.core.targets import top as top
+    from camlucida.core.targets import top1 as top1
+    from camlucida.errors import CamlucidaError as CamlucidaError
+    from camlucida.frame import Preprocess as Preprocess
+    from camlucida.models import load as load
+    from camlucida.registry import list_methods as list_methods
+
+_WHERE = {
+    "explain": "core.explain",
+    "sweep": "core.explain",
+    "Explanation": "core.explanation",
+    "shared_scale": "core.explanation",
+    "channels_first": "core.layouts",
+    "channels_last": "core.layouts",
+    "tokens": "core.layouts",
+    "load_explanation": "core.store",
+    "classes": "core.targets",
+    "rank": "core.targets",
+    "top": "core.targets",
+    "top1": "core.targets",
+    "CamlucidaError": "errors",
+    "Preprocess": "frame",
+    "load": "models",
+    "list_methods": "registry",
+}
+__all__ = ["__version__", *_WHERE]
+
+
+def __getattr__(name: str) -> object:
+    # Rooms open when they are entered: the command line answers --help without waiting for torch.
+    if name not in _WHERE:
+        raise AttributeError(f"module 'camlucida' has no attribute {name!r}")
+    value = getattr(import_module(f"camlucida.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

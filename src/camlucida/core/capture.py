@@ -1,0 +1,258 @@
+"""One forward pass and the gradients at the layers asked for: the only file that knows hooks and autograd.
+
+The layers before the earliest captured one run without a graph; at the captured layer the activation becomes a leaf
+and recording begins, so that memory and backward pass cost only what follows it. Nothing is ever accumulated into
+``.grad``: ``autograd.grad`` at the captured tensors is all that runs, which is also what makes many threads on one
+model safe.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from camlucida.core.scope import named, plain_checkpoints, untouched, unwrap
+from camlucida.core.structure import feature, swap
+from camlucida.errors import InputError, LayerError
+
+R = TypeVar("R")
+_LOCK = threading.Lock()  # torch numbers its hooks without a lock: two threads could be given the same number
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the model is called with; the first floating tensor found is the picture.
+
+    >>> Inputs((torch.zeros(1, 3, 8, 8),)).x.shape
+    torch.Size([1, 3, 8, 8])
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def x(self) -> Tensor:
+        """The picture tensor, ``b c *space``. Raises: InputError where there is none."""
+        for value in (*self.args, *self.kwargs.values()):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value
+        raise InputError(
+            "no floating-point tensor among the inputs: hand over a batch of pictures (b, c, height, width)."
+        )
+
+    def map(self, change: Any) -> "Inputs":
+        """The same inputs with ``change`` applied to every tensor at the top level."""
+        each = lambda v: change(v) if isinstance(v, Tensor) else v  # noqa: E731
+        return Inputs(tuple(map(each, self.args)), {k: each(v) for k, v in self.kwargs.items()})
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module during a forward pass: what came in first, what went out, in the order of ending."""
+
+    name: str
+    module: nn.Module
+    given: Tensor | None
+    made: Any
+    feature: Tensor | None
+
+
+class _Unseen(LayerError):
+    """Raised where recording from the input on may still see what a pass without gradients hides."""
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What one forward pass left. Valid inside ``run`` only: its tensors hold the graph."""
+
+    output: Any
+    acts: dict[str, Tensor]
+    calls: tuple[Call, ...]
+    seconds: float
+
+    def gradients(
+        self, scores: Float[Tensor, "t b"], names: Sequence[str], last: bool = True
+    ) -> list[dict[str, Tensor]]:
+        """``∂(score of target t) / ∂(activation of each named layer)``, one dict a target, in the layer's own shape.
+
+        Raises: LayerError where a layer is not on the path to the scores.
+        """
+        acts = [self.acts[n] for n in names]
+        stacked = vjp(scores.sum(1), acts, keep=not last)
+        off = [n for n, g in zip(names, stacked, strict=True) if g is None]
+        if off:
+            raise _Unseen(f"layer {off[0]!r} ran, but the score does not depend on it")
+        return [dict(zip(names, (g[t] for g in stacked if g is not None), strict=True)) for t in range(len(scores))]
+
+    def flow(self, score: Float[Tensor, ""]) -> list[Tensor | None]:
+        """The gradient of one number at what every noted call made; None where it does not depend on it."""
+        made = [c.feature for c in self.calls]
+        at = [m for m in made if m is not None and m.requires_grad]
+        grads = iter(torch.autograd.grad(score, at, allow_unused=True) if at else ())
+        return [next(grads) if m is not None and m.requires_grad else None for m in made]
+
+
+def vjp(totals: Float[Tensor, " t"], acts: Sequence[Tensor], keep: bool) -> list[Tensor | None]:
+    """Batched vector-Jacobian products, target by target where a layer's backward cannot be batched."""
+    if not totals.requires_grad:
+        return [None] * len(acts)
+    scale = 1024.0 if any(a.dtype == torch.float16 for a in acts) else 1.0  # keeps small fp16 gradients alive
+    if len(totals) > 1:
+        try:
+            eye = torch.eye(len(totals), dtype=totals.dtype, device=totals.device) * scale
+            grads = torch.autograd.grad(totals, acts, eye, True, is_grads_batched=True, allow_unused=True)
+            return [_full(g, scale) for g in grads]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass  # an operation without a batching rule (a custom autograd function): the loop below needs none
+    rows = []
+    for i, total in enumerate(totals):
+        more = keep or i + 1 < len(totals)
+        one = torch.full_like(total, scale)
+        rows.append(torch.autograd.grad(total, acts, one, more, allow_unused=True))
+    return [None if col[0] is None else _full(torch.stack(col), scale) for col in zip(*rows, strict=True)]
+
+
+def _full(grad: Tensor | None, scale: float) -> Tensor | None:
+    return None if grad is None else full(grad) / scale if scale != 1.0 else full(grad)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """At least float32: half-precision activations and gradients are summed in full precision."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+# --------------------------------------------------------------------------------------------------------- the pass
+
+
+class _Watch:
+    """Collects one thread's calls of the watched modules; every other thread's pass through it unseen."""
+
+    def __init__(self, names: Mapping[nn.Module, str], layers: Sequence[str]) -> None:
+        self.thread, self.live = threading.get_ident(), True
+        self.names, self.layers = names, set(layers)
+        self.acts: dict[str, Tensor] = {}
+        self.calls: list[Call] = []
+
+    def __call__(self, module: nn.Module, args: Any, *rest: Any) -> Any:
+        # rest is (kwargs, made), or (made,) in another thread that meets the hook while it is half put in.
+        if not self.live or threading.get_ident() != self.thread:
+            return None
+        kwargs, made = rest
+        name, tensor = self.names[module], feature(made)
+        given = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        self.calls.append(Call(name, module, given, made, tensor))
+        if name not in self.layers or name in self.acts or tensor is None:
+            return None
+        self.acts[name] = act = _leaf(tensor, given)
+        torch.set_grad_enabled(True)
+        return swap(made, tensor, act.clone())  # what follows may write in place: on the copy
+
+
+def _leaf(tensor: Tensor, given: Tensor | None) -> Tensor:
+    """The activation as the tensor that gradients are taken at."""
+    if tensor.requires_grad:
+        return tensor
+    shared = given is not None and given.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+    own = tensor.clone() if shared or tensor.is_inference() else tensor  # an in-place layer's input lives on elsewhere
+    return own.detach().requires_grad_()
+
+
+@contextmanager
+def _hooked(watch: _Watch) -> Iterator[None]:
+    try:
+        with _LOCK:
+            for module in watch.names:
+                module.register_forward_hook(watch, with_kwargs=True)
+        yield
+    finally:
+        watch.live = False
+        with _LOCK:
+            for module in watch.names:
+                _unhook(module, watch)
+
+
+def _unhook(module: nn.Module, watch: _Watch) -> None:
+    # By what is there rather than by handles: an interrupt may fall between putting a hook in and noting its handle.
+    for number in [n for n, h in module._forward_hooks.items() if h is watch]:
+        for table in (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called):
+            table.pop(number, None)
+
+
+@contextmanager
+def run(
+    model: nn.Module, inputs: Inputs, layers: Sequence[str], *, spy: Sequence[str] = (), whole: bool = False
+) -> Iterator[Tape]:
+    """Run ``model`` once and hold the graph behind ``layers`` while inside; the model is left as it was.
+
+    ``layers`` are dotted names, or ``"input"``; ``spy`` names modules whose calls are only noted. ``whole`` records
+    from the input on, for models whose layers hide from a pass without gradients.
+
+    Raises: LayerError where a layer ran twice, never, or gave no tensor with space.
+    """
+    net = unwrap(model)
+    modules = named(net)
+    watch = _Watch({modules[n]: n for n in (*spy, *layers) if n != "input"}, layers)
+    with untouched(net, inputs.x.device):
+        inputs = inputs.map(lambda v: v.clone() if v.is_inference() else v.detach())
+        if whole or "input" in layers:
+            inputs = _recorded(inputs, watch, layers)
+        with _hooked(watch), plain_checkpoints():
+            start = clock(inputs.x.device)
+            output = call(net, inputs)
+            seconds = clock(inputs.x.device) - start
+        _check(watch, layers)
+        torch.set_grad_enabled(True)
+        yield Tape(output, {n: watch.acts[n] for n in layers}, tuple(watch.calls), seconds)
+
+
+def read(
+    model: nn.Module, inputs: Inputs, layers: Sequence[str], reader: Callable[[Tape], R], spy: Sequence[str] = ()
+) -> R:
+    """``reader(tape)`` of one forward pass; only where a layer hides from it, of a second one with a whole graph."""
+    try:
+        with run(model, inputs, layers, spy=spy) as tape:
+            return reader(tape)
+    except _Unseen:
+        with run(model, inputs, layers, spy=spy, whole=True) as tape:
+            return reader(tape)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once everything queued on the device is done."""
+    if device.type not in ("cpu", "meta"):
+        torch.get_device_module(device).synchronize(device)
+    return time.perf_counter()
+
+
+def call(net: nn.Module, inputs: Inputs) -> Any:
+    """The model's own forward, past a ``net.compile()`` that would not see hooks."""
+    compiled = getattr(net, "_compiled_call_impl", None) is not None
+    return (net._call_impl if compiled else net)(*inputs.args, **inputs.kwargs)  # type: ignore[no-untyped-call]
+
+
+def _recorded(inputs: Inputs, watch: _Watch, layers: Sequence[str]) -> Inputs:
+    picture = inputs.x
+    leaf = picture.clone().requires_grad_()
+    torch.set_grad_enabled(True)
+    if "input" in layers:
+        watch.acts["input"] = leaf
+    return inputs.map(lambda v: leaf.clone() if v is picture else v)
+
+
+def _check(watch: _Watch, layers: Sequence[str]) -> None:
+    for name in (n for n in layers if n != "input"):
+        times = sum(c.name == name for c in watch.calls)
+        if times == 0:
+            raise _Unseen(f"layer {name!r} did not run in this forward pass")
+        if times > 1:
+            raise LayerError(f"layer {name!r} ran {times} times in one forward pass, so its map would be ambiguous")
+        if name not in watch.acts:
+            raise LayerError(f"layer {name!r} gave no floating-point tensor with room for places")

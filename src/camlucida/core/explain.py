@@ -1,0 +1,204 @@
+"""`explain` and `sweep`: the composition of everything beneath, and nothing else.
+
+One forward pass, a layout for each layer, the gradients of each target (a closed form where the head has one), the
+methods, and `Explanation`s that remember all of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from camlucida import maps
+from camlucida.core import layers as layers_
+from camlucida.core import targets as targets_
+from camlucida.core.capture import Inputs, Tape, clock, read
+from camlucida.core.evidence import Answers, answers
+from camlucida.core.explanation import Explanation, Facts, Pictures
+from camlucida.core.heads import candidates
+from camlucida.core.layouts import Layout, infer
+from camlucida.core.prepare import prepare
+from camlucida.core.scope import named, unwrap
+from camlucida.errors import InputError, LayerError, TargetError
+from camlucida.frame import Preprocess
+from camlucida.registry import Method, get
+from camlucida.types import Loaded, Target
+from camlucida.version import __version__
+
+LayerAsk = str | int | nn.Module | tuple[str | nn.Module, Layout] | None
+
+
+def explain(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Any = targets_.top1,
+    method: str | Method = "gradcam",
+    layer: LayerAsk = None,
+    preprocess: Preprocess | None = None,
+) -> Explanation:
+    """Where in the picture the evidence for the model's answer lies.
+
+    ``x`` is a path, PIL picture or array (or a list of them), preprocessed for the model; or a ready batch
+    ``b c *space``, a tuple or a mapping of the model's own arguments. ``target`` is a class index or any of
+    `targets`; ``layer`` a module, name, glob, place number or (layer, layout), found by itself when not given.
+
+    Raises: InputError, TargetError, LayerError, LayoutError, MethodError; each says what to do.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    >>> e = explain(net, torch.randn(2, 3, 16, 16), target=7)
+    >>> e.layer, tuple(e.map.shape)
+    ('1', (2, 14, 14))
+    """
+    return sweep(model, x, targets=[target], methods=[method], layers=[layer], preprocess=preprocess)[0]
+
+
+def sweep(
+    model: nn.Module,
+    x: Any,
+    *,
+    targets: Sequence[Any] = (targets_.top1,),
+    methods: Sequence[str | Method] = ("gradcam",),
+    layers: Sequence[LayerAsk] = (None,),
+    preprocess: Preprocess | None = None,
+) -> list[Explanation]:
+    """Many answers from one forward pass: every target, by every method, at every layer, nested in that order.
+
+    Raises: as `explain`.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    >>> len(sweep(net, torch.randn(1, 3, 16, 16), targets=range(10), methods=["gradcam", "hirescam"]))
+    20
+    """
+    if not (len(targets) and len(methods) and len(layers)):
+        raise InputError("a sweep needs at least one target, one method and one layer.")
+    net = model.net if isinstance(model, Loaded) else model
+    inputs, pictures = prepare(net, x, preprocess or (model.preprocess if isinstance(model, Loaded) else None))
+    start = clock(inputs.x.device)
+    question = _Question(net, inputs, [targets_.as_target(t) for t in targets], [get(m) for m in methods])
+    seen = question.ask([question.place(ask) for ask in layers])
+    cost = (clock(inputs.x.device) - start) / seen.seconds
+    told = _Told(pictures, tuple(model.labels) if isinstance(model, Loaded) else (), cost)
+    names = list(seen.layouts)
+    order = [(t, m, n) for t in range(len(targets)) for m in question.methods for n in names]
+    return [_explanation(seen, question.targets[t], t, m, n, told) for t, m, n in order]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is left of a forward pass once its graph is gone."""
+
+    answers: Answers
+    layouts: dict[str, Layout]
+    scores: Float[Tensor, "t b"]
+    logits: Float[Tensor, "b k"] | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Question:
+    """Targets and methods asked of one model and one batch."""
+
+    net: nn.Module
+    inputs: Inputs
+    targets: Sequence[Target]
+    methods: Sequence[Method]
+
+    def place(self, ask: LayerAsk) -> tuple[str, Layout | None]:
+        """The layer asked for by name, with its layout where that is known before the run."""
+        if isinstance(ask, tuple):
+            return layers_.resolve(self.net, ask[0]), ask[1]
+        if ask is None or isinstance(ask, int):
+            seen = self.survey()
+            place = seen.choice if ask is None else seen.numbered(ask)
+            return place.name, place.layout
+        return layers_.resolve(self.net, ask), None
+
+    def survey(self, again: bool = False) -> layers_.Survey:
+        # A target of the user's own must itself judge the layers; class targets all agree with the logits.
+        own = next((t for t in self.targets if not isinstance(t, targets_.ClassTarget)), None)
+        return layers_.survey(self.net, self.inputs, own, again)
+
+    def ask(self, places: Sequence[tuple[str, Layout | None]]) -> _Seen:
+        """One forward pass and everything it answers. Raises: LayerError that names the layer to use."""
+        known = dict(places)
+        try:
+            seen = read(self.net, self.inputs, list(known), lambda tape: self._read(tape, known), candidates(self.net))
+        except LayerError as problem:
+            raise self._advised(problem) from None
+        for name, zero in seen.answers.zero.items():
+            if bool(zero.all()):
+                self._refuse_blind(name)
+        return seen
+
+    def _read(self, tape: Tape, known: dict[str, Layout | None]) -> _Seen:
+        layouts = {n: layout or self._layout(n, tape.acts[n]) for n, layout in known.items()}
+        scores = torch.stack([targets_.score(t, tape.output, len(self.inputs.x)) for t in self.targets])
+        with torch.autocast(self.inputs.x.device.type, enabled=False):  # maps are summed in full precision
+            found = answers(tape, layouts, scores, self.targets, self.methods)
+        try:
+            logits = targets_.logits(tape.output).detach()
+        except TargetError:
+            logits = None  # a model of another kind, explained by a target of the user's own
+        return _Seen(found, layouts, scores.detach(), logits, tape.seconds)
+
+    def _layout(self, name: str, act: Tensor) -> Layout:
+        space = tuple(self.inputs.x.shape[2:])
+        is_tokens = act.dim() == 3 and len(space) > 1
+        grids = self.survey().grids_before(name) if is_tokens else ()
+        return infer(act.shape, space, named(unwrap(self.net)).get(name), grids)
+
+    def _advised(self, problem: LayerError) -> LayerError:
+        """The same error, naming the layer that works."""
+        try:
+            return type(problem)(f"{problem}: use layer={self.survey(again=True).choice.name!r}.")
+        except LayerError:
+            return problem
+
+    def _refuse_blind(self, name: str) -> None:
+        """Raise where the score depends on no place of this layer, for any picture, while it does on another's."""
+        seen = self.survey(again=True)
+        place = seen.of(name)
+        if seen.places and place is not None and place.share == 0:
+            raise LayerError(
+                f"the score does not depend on any place of layer {name!r} (its gradient there is exactly zero): "
+                f"use layer={seen.choice.name!r}."
+            )
+
+
+@dataclass(frozen=True)
+class _Told:
+    pictures: Pictures
+    labels: tuple[str, ...]
+    cost: float
+
+
+def _explanation(seen: _Seen, target: Target, t: int, method: Method, name: str, told: _Told) -> Explanation:
+    raw = seen.answers.maps[name, method.name][t]
+    picked = target.pick(seen.logits) if isinstance(target, targets_.ClassTarget) and seen.logits is not None else None
+    spoken = str(target) if isinstance(target, targets_.ClassTarget) else getattr(target, "__name__", "own target")
+    facts = Facts(
+        target=spoken,
+        method=method.name,
+        title=method.title,
+        layer=name,
+        layout=str(seen.layouts[name]),
+        cost=told.cost,
+        version=__version__,
+        paper=method.paper,
+        class_agnostic=method.class_agnostic,
+    )
+    probabilities = None if seen.logits is None or seen.logits.shape[1] < 2 else seen.logits.float().softmax(1)
+    return Explanation(
+        map=raw,
+        scores=seen.scores[t],
+        statuses=maps.status(raw, seen.answers.zero[name][t].tolist()),
+        facts=facts,
+        pictures=told.pictures,
+        classes=picked,
+        probabilities=probabilities,
+        labels=told.labels,
+    )

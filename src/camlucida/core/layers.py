@@ -1,0 +1,241 @@
+"""Layers: the one that is asked for, by any of its names, and the one that is found when none is.
+
+`survey` looks at a model once: every module's output in one forward pass, the layout it reads as and how much of its
+space the score depends on. The choice is the last *place* on the trunk that still has space and a gradient.
+"""
+
+import fnmatch
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from camlucida.core.capture import Call, Inputs, run
+from camlucida.core.layouts import Grid, Layout, has_space, infer
+from camlucida.core.scope import named, unwrap
+from camlucida.core.targets import logits
+from camlucida.errors import LayerError, LayoutError, TargetError, did_you_mean
+
+Score = Callable[[object], Tensor]
+Ask = str | int | nn.Module
+
+# --------------------------------------------------------------------------------------------------- asked by name
+
+
+def resolve(model: nn.Module, ask: Ask) -> str:
+    """The dotted name of the layer asked for: a module, a name, a glob (the last that matches) or an old-style name.
+
+    ``features_29`` and ``layer4_bottleneck2_conv3`` are old-style names. A number counts places (`places`), not layers.
+
+    Raises: LayerError, with the nearest names, where there is none.
+
+    >>> resolve(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), "1")
+    '1'
+    """
+    modules = named(unwrap(model))
+    if isinstance(ask, nn.Module):
+        return _by_module(modules, ask)
+    if ask == "input" or (ask in modules and ask != ""):
+        return str(ask)
+    name = str(ask)
+    matches = [n for n in modules if n and fnmatch.fnmatchcase(n, name)] if set(name) & set("*?[") else []
+    found = matches[-1:] or list(_old_style(unwrap(model), name))[:1]
+    if not found:
+        raise LayerError(f"this model has no layer {name!r}.{did_you_mean(name, [n for n in modules if n])}")
+    return found[0]
+
+
+def _by_module(modules: dict[str, nn.Module], ask: nn.Module) -> str:
+    ask = unwrap(ask)
+    for name, module in modules.items():
+        if module is ask and name:
+            return name
+    kind = type(ask).__name__
+    raise LayerError(f"the {kind} handed over as layer is not part of this model: pass one of model.named_modules().")
+
+
+def _old_style(module: nn.Module, rest: str, path: str = "") -> Iterator[str]:
+    """Names with ``_`` for ``.``, in which a numbered child may be called block2, bottleneck2 or basicblock2."""
+    for child, inner in module.named_children():
+        full = f"{path}.{child}" if path else child
+        for said in (child, *(f"{kind}{child}" for kind in ("bottleneck", "basicblock", "block") if child.isdigit())):
+            if rest == said:
+                yield full
+            elif rest.startswith(said + "_"):
+                yield from _old_style(inner, rest[len(said) + 1 :], full)
+
+
+# ---------------------------------------------------------------------------------------------------- found by itself
+
+
+@dataclass(frozen=True)
+class Place:
+    """One layer's output as seen by the survey; ``share`` is the part of its grid that the score depends on."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    layout: Layout
+    grid: Grid
+    share: float
+    bare: bool
+    order: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Every layer with space, in the order of running, the trunk's places among them, and the choice."""
+
+    all: tuple[Place, ...]
+    places: tuple[Place, ...]
+
+    def grids_before(self, name: str) -> list[Grid]:
+        """The grids met before a layer ran: what its tokens may be cut from."""
+        end = next((p.order for p in self.all if p.name == name), len(self.all))
+        plain = (p.grid for p in self.all if p.order < end and p.layout.kind != "tokens" and has_space(p.grid))
+        return list(dict.fromkeys(plain))
+
+    def numbered(self, number: int) -> Place:
+        """The place of this number, −1 the last. Raises: LayerError where there are fewer."""
+        if not -len(self.places) <= number < len(self.places):
+            have = ", ".join(p.name for p in self.places[-5:])
+            raise LayerError(f"place {number} does not exist: this model has {len(self.places)} (the last: {have}).")
+        return self.places[number]
+
+    @property
+    def choice(self) -> Place:
+        """The last place. Raises: LayerError where the model has none."""
+        if not self.places:
+            raise LayerError(
+                "no layer of this model keeps both space and a gradient from its score: "
+                "name one with layer=…, or pass a target that depends on where things are."
+            )
+        return self.places[-1]
+
+    def of(self, name: str) -> Place | None:
+        """What was seen of one layer."""
+        return next((p for p in self.all if p.name == name), None)
+
+
+_SEEN: "weakref.WeakKeyDictionary[nn.Module, dict[object, Survey]]" = weakref.WeakKeyDictionary()
+
+
+def survey(model: nn.Module, inputs: Inputs, target: Score | None = None, again: bool = False) -> Survey:
+    """Look at every layer of the model once, with the first picture of ``inputs``; remembered for this input shape.
+
+    Costs one forward pass and one backward pass of a single picture (of the batch, for a ``target`` of one's own).
+    Models are remembered weakly, by object; ``again`` looks anew.
+    """
+    net = unwrap(model)
+    key = (tuple(inputs.x.shape[1:]), inputs.x.dtype, target is not None)
+    known = _SEEN.setdefault(net, {})
+    if again or key not in known:
+        known[key] = _look(net, inputs, target)
+    return known[key]
+
+
+def _look(net: nn.Module, inputs: Inputs, target: Score | None) -> Survey:
+    count = len(inputs.x)
+    one = inputs if target else inputs.map(lambda v: v[:1] if v.dim() and len(v) == count else v)
+    modules = named(net)
+    with run(net, one, (), spy=[n for n in modules if n], whole=True) as tape:
+        total = target(tape.output).sum() if target else _best(tape.output)
+        calls = list(zip(tape.calls, tape.flow(total), strict=True))
+        seen = _places(calls, tuple(inputs.x.shape[2:]))
+        return Survey(tuple(p for p, _ in seen), tuple(_trunk(seen, modules)))
+
+
+def _best(output: object) -> Tensor:
+    try:
+        return logits(output).amax()
+    except TargetError as problem:
+        raise LayerError(f"the layer cannot be chosen without a score: {problem}") from None
+
+
+def _places(calls: Sequence[tuple[Call, Tensor | None]], space: Grid) -> list[tuple[Place, Call]]:
+    """Each call whose output has space, as a place; tokens get their grid from the ones met before them."""
+    found: list[tuple[Place, Call]] = []
+    grids: list[Grid] = []
+    for order, (call, grad) in enumerate(calls):
+        if call.feature is None or len(call.feature) == 0:
+            continue
+        try:
+            layout = infer(call.feature.shape, space, call.module, grids)
+        except LayoutError:
+            continue
+        act = layout(call.feature.detach())
+        grid = tuple(act.shape[2:])
+        if layout.kind != "tokens" and has_space(grid) and grid not in grids:
+            grids.append(grid)
+        share = 0.0 if grad is None else float((layout(grad) != 0).any(1).float().mean())
+        shape, bare = tuple(call.feature.shape), call.feature is call.made
+        kind = type(call.module).__name__
+        found.append((Place(call.name, kind, shape, layout, grid, share, bare, order), call))
+    return found
+
+
+_PASSING = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
+_POOLS = (
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+)
+
+
+def _trunk(seen: Sequence[tuple[Place, Call]], modules: dict[str, nn.Module]) -> list[Place]:
+    """The places worth a map: space and gradient, not a mere pool or view, one name a tensor, no innards of a block."""
+    times = Counter(p.name for p, _ in seen)
+    pooled = {id(c.feature) for _, c in seen if isinstance(c.module, _POOLS)}
+    live = [(p, c) for p, c in seen if p.share > 0 and has_space(p.grid) and times[p.name] == 1 and not _passing(c)]
+    alive = [(p, c) for p, c in live if id(c.feature) not in pooled] or live
+    named_once: dict[int, Place] = {}
+    for place, call in alive:
+        rival = named_once.get(id(call.feature))
+        if rival is None or (place.bare, -_depth(place.name)) >= (rival.bare, -_depth(rival.name)):
+            named_once[id(call.feature)] = place
+    places = sorted(named_once.values(), key=lambda p: p.order)
+    while places and (better := _out_of_block(places, modules)) is not places[-1]:
+        places = places[: places.index(better) + 1] if better else []
+    return [p for p in places if p is places[-1] or _block_around(p.name, modules) is None]
+
+
+def _passing(call: Call) -> bool:
+    """Whether the module only hands its input on, as it is or as a view."""
+    if isinstance(call.module, _PASSING) or call.given is None or call.feature is None:
+        return isinstance(call.module, _PASSING)
+    same_memory = call.given.untyped_storage().data_ptr() == call.feature.untyped_storage().data_ptr()
+    return same_memory and call.feature is not call.given
+
+
+def _out_of_block(places: Sequence[Place], modules: dict[str, nn.Module]) -> Place | None:
+    """The last place, or where it lies among the innards of a repeated block, the block's last own child before it."""
+    last = places[-1]
+    block = _block_around(last.name, modules)
+    if block is None:
+        return last
+    own = [p for p in places if p.name.rpartition(".")[0] == block]
+    before = [p for p in places if not p.name.startswith(block + ".")]
+    return own[-1] if own else (before[-1] if before else None)
+
+
+def _block_around(name: str, modules: dict[str, nn.Module]) -> str | None:
+    """The nearest ancestor that is one of a row of blocks: it has a sibling of the same make."""
+    parent = name.rpartition(".")[0]
+    while parent:
+        around = parent.rpartition(".")[0]
+        kin = (m for n, m in modules.items() if n and n != parent and n.rpartition(".")[0] == around)
+        if any(_make(m) == _make(modules[parent]) for m in kin):
+            return parent
+        parent = around
+    return None
+
+
+def _make(module: nn.Module) -> tuple[type, frozenset[type]]:
+    return type(module), frozenset(type(m) for m in module.children())
+
+
+def _depth(name: str) -> int:
+    return name.count(".")

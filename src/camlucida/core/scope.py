@@ -1,0 +1,174 @@
+"""The model as it is found is the model as it is left: everything a call changes for its own duration.
+
+Model objects are shared between threads, so a switch that lives on the model or in the process is counted: it is on
+while at least one call needs it and goes back when the last one leaves.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import checkpoint
+
+_LOCK = threading.RLock()
+_HERE = threading.local()
+_EVALUATING: dict[nn.Module, int] = {}  # modules that calls in flight hold in evaluation mode; empty when none is
+
+
+class _Switch:
+    """A process-wide setting that holds while at least one call is inside; ``on`` sets it and returns its undo."""
+
+    def __init__(self, on: Callable[[], Callable[[], object]]) -> None:
+        self._on, self._users, self._undo = on, 0, lambda: None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with _LOCK:
+            if self._users == 0:
+                self._undo = self._on()  # type: ignore[assignment]
+            self._users += 1
+        try:
+            yield
+        finally:
+            with _LOCK:
+                self._users -= 1
+                if self._users == 0:
+                    self._undo()
+
+
+def _compile_to_eager() -> Callable[[], object]:
+    stance = torch.compiler.set_stance("force_eager")
+    return lambda: stance.__exit__(None, None, None)
+
+
+def _cudnn_off() -> Callable[[], object]:
+    was, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
+    return lambda: setattr(torch.backends.cudnn, "enabled", was)
+
+
+class _PlainCheckpoint:
+    """Stands in for reentrant checkpointing: for our threads the same numbers with the graph left in the open."""
+
+    real = checkpoint.CheckpointFunction
+
+    @classmethod
+    def apply(cls, function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return function(*args) if getattr(_HERE, "plain", 0) else cls.real.apply(function, preserve, *args)
+
+
+def _checkpoints_open() -> Callable[[], object]:
+    checkpoint.CheckpointFunction = _PlainCheckpoint  # type: ignore[misc,assignment]
+    return lambda: setattr(checkpoint, "CheckpointFunction", _PlainCheckpoint.real)
+
+
+_EAGER = _Switch(_compile_to_eager)
+_NO_CUDNN = _Switch(_cudnn_off)
+_OPEN_CHECKPOINTS = _Switch(_checkpoints_open)
+
+
+@contextmanager
+def plain_checkpoints() -> Iterator[None]:
+    """Reentrant gradient checkpoints of this thread run as plain code inside: theirs would hide the layer."""
+    with _OPEN_CHECKPOINTS.held():
+        _HERE.plain = getattr(_HERE, "plain", 0) + 1
+        try:
+            yield
+        finally:
+            _HERE.plain -= 1
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module that does the work inside DataParallel, DistributedDataParallel and ``torch.compile`` wrappers.
+
+    >>> net = nn.Linear(2, 2)
+    >>> unwrap(nn.DataParallel(net)) is net
+    True
+    """
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def named(net: nn.Module) -> dict[str, nn.Module]:
+    """Every module by the dotted name its author knows, wrappers left out; the net itself is ``""``.
+
+    >>> list(named(nn.Sequential(nn.DataParallel(nn.ReLU()))))
+    ['', '0']
+    """
+    found: dict[str, nn.Module] = {}
+
+    def walk(module: nn.Module, name: str) -> None:
+        found[name] = module = unwrap(module)
+        for child, inner in module._modules.items():
+            if inner is not None:
+                walk(inner, f"{name}.{child}" if name else child)
+
+    walk(net, "")
+    return found
+
+
+def _compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode; each goes back to training when the last call that holds it leaves."""
+    with _LOCK:
+        held = [m for m in model.modules() if m.training or m in _EVALUATING]
+        for m in held:
+            _EVALUATING[m] = _EVALUATING.get(m, 0) + 1
+            m.training = False
+    try:
+        yield
+    finally:
+        with _LOCK:
+            for m in held:
+                _EVALUATING[m] -= 1
+                if _EVALUATING[m] == 0:
+                    del _EVALUATING[m]
+                    m.training = True
+
+
+@contextmanager
+def _same_random(device: torch.device) -> Iterator[None]:
+    """A model that draws random numbers even in evaluation mode leaves the generators where they were."""
+    states: list[tuple[torch.Tensor, Callable[[], torch.Tensor], Callable[[torch.Tensor], Any]]] = []
+    states.append((torch.get_rng_state(), torch.get_rng_state, torch.set_rng_state))
+    if device.type not in ("cpu", "meta"):
+        room = torch.get_device_module(device)
+        read, write = lambda: room.get_rng_state(device), lambda s: room.set_rng_state(s, device)
+        states.append((read(), read, write))
+    try:
+        yield
+    finally:
+        for before, read, write in states:
+            if not torch.equal(before, read()):
+                write(before)
+
+
+@contextmanager
+def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Run a model inside without leaving a trace: gradients off, evaluation mode, eager, and all of it undone.
+
+    Outside modes do not matter (``no_grad``, ``inference_mode``, a training loop); autocast is kept, for it is part
+    of what the caller asks of the model. Undone after success, an exception and an interrupt alike.
+    """
+    modules = list(model.modules())
+    scopes: list[AbstractContextManager[Any]] = [torch.inference_mode(False), torch.no_grad()]
+    scopes += [_same_random(device), _evaluating(model)]
+    if any(map(_compiled, modules)):
+        scopes.append(_EAGER.held())
+    if device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in modules):
+        scopes.append(_NO_CUDNN.held())  # cuDNN's recurrent kernels have a backward in training mode only
+    with ExitStack() as stack:
+        for scope in scopes:
+            stack.enter_context(scope)
+        yield

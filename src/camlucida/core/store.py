@@ -1,0 +1,158 @@
+"""Explanations on disk: pictures for people, and lossless files that load again without running code.
+
+A lossless file holds the raw arrays and one JSON text; `.npz` is read with pickling off, `.safetensors` cannot hold
+code at all. To add a format, add a writer to `WRITERS`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from camlucida.core.explanation import Explanation, Facts, Pictures
+from camlucida.errors import OutputError, did_you_mean
+from camlucida.files import write_whole
+from camlucida.frame import Frame
+
+Arrays = dict[str, Tensor]
+FORMAT = "camlucida explanation 1"
+
+
+def save(explanation: Explanation, path: str | PathLike[str], i: int = 0) -> None:
+    """Write picture ``i`` as an overlay, or the whole explanation, by the suffix of ``path``; whole or not at all.
+
+    Raises: OutputError where the suffix is unknown or the file cannot be written.
+    """
+    file = Path(fspath(path))
+    writer = WRITERS.get(file.suffix.lower())
+    if writer is None:
+        raise OutputError(f"cannot write {file.name!r}: unknown suffix.{did_you_mean(file.suffix, WRITERS, show=9)}")
+    write_whole(file, lambda out: writer(explanation, out, i))
+
+
+def load_explanation(path: str | PathLike[str]) -> Explanation:
+    """The explanation in a ``.npz`` or ``.safetensors`` file, equal to the one that was saved.
+
+    Raises: OutputError where the file is missing, damaged or of another kind.
+    """
+    file = Path(fspath(path))
+    reader = READERS.get(file.suffix.lower())
+    if reader is None:
+        raise OutputError(f"cannot load {file.name!r}: an explanation loads from {' or '.join(READERS)}.")
+    try:
+        arrays, facts = reader(file)
+        return _rebuilt(arrays, facts)
+    except OutputError:
+        raise
+    except Exception as problem:
+        raise OutputError(f"cannot load {file.name!r}: {_reason(problem)}.") from problem
+
+
+def _reason(problem: Exception) -> str:
+    if isinstance(problem, FileNotFoundError):
+        return "there is no such file"
+    return f"it is no explanation, or damaged ({type(problem).__name__}: {str(problem)[:120]})"
+
+
+# -------------------------------------------------------------------------------------------------------- writing
+
+
+def _picture(kind: str, **how: Any) -> Callable[[Explanation, BinaryIO, int], None]:
+    return lambda e, out, i: e.overlay(i).save(out, kind, **how)
+
+
+def _arrays(e: Explanation) -> tuple[Arrays, str]:
+    arrays = {"map": e.map, "scores": e.scores}
+    optional = {"classes": e.classes, "probabilities": e.probabilities, "tensor": e.pictures.tensor}
+    arrays |= {k: v for k, v in optional.items() if v is not None}
+    arrays |= {f"image {i}": torch.from_numpy(np.array(p.convert("RGB"))) for i, p in enumerate(e.pictures.images)}
+    facts = {
+        "format": FORMAT,
+        "facts": dataclasses.asdict(e.facts),
+        "statuses": e.statuses,
+        "labels": e.labels,
+        "names": e.pictures.names,
+        "space": e.pictures.space,
+        "frames": [dataclasses.astuple(f) for f in e.pictures.frames],
+        "steps": e.steps,
+    }
+    return {k: v.detach().cpu().contiguous() for k, v in arrays.items()}, json.dumps(facts)
+
+
+def _write_npz(e: Explanation, out: BinaryIO, _i: int) -> None:
+    arrays, facts = _arrays(e)
+    plain: dict[str, NDArray[Any]] = {k: _plain(v).numpy() for k, v in arrays.items()}
+    np.savez_compressed(out, json=np.frombuffer(facts.encode(), dtype=np.uint8), **plain)  # type: ignore[arg-type]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy knows no bfloat16; float32 holds it
+
+
+def _write_safetensors(e: Explanation, out: BinaryIO, _i: int) -> None:
+    from safetensors.torch import save as to_bytes
+
+    arrays, facts = _arrays(e)
+    out.write(to_bytes(arrays, {"json": facts}))
+
+
+WRITERS: Mapping[str, Callable[[Explanation, BinaryIO, int], None]] = {
+    ".png": _picture("PNG", compress_level=1),
+    ".jpg": _picture("JPEG", quality=92),
+    ".jpeg": _picture("JPEG", quality=92),
+    ".webp": _picture("WEBP", quality=92, method=0),
+    ".npz": _write_npz,
+    ".safetensors": _write_safetensors,
+}
+
+# -------------------------------------------------------------------------------------------------------- reading
+
+
+def _read_npz(file: Path) -> tuple[Arrays, str]:
+    with np.load(BytesIO(file.read_bytes()), allow_pickle=False) as held:
+        arrays = {k: torch.from_numpy(held[k]) for k in held.files if k != "json"}
+        return arrays, bytes(held["json"]).decode()
+
+
+def _read_safetensors(file: Path) -> tuple[Arrays, str]:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as held:
+        return {k: held.get_tensor(k) for k in held.keys()}, held.metadata()["json"]
+
+
+READERS: Mapping[str, Callable[[Path], tuple[Arrays, str]]] = {".npz": _read_npz, ".safetensors": _read_safetensors}
+
+
+def _rebuilt(arrays: Arrays, text: str) -> Explanation:
+    from PIL import Image
+
+    told = json.loads(text)
+    if told.get("format") != FORMAT:
+        raise OutputError(f"this file holds {told.get('format')!r}; this version reads {FORMAT!r}.")
+    count = sum(k.startswith("image ") for k in arrays)
+    pictures = Pictures(
+        space=tuple(told["space"]),
+        names=tuple(told["names"]),
+        frames=tuple(Frame(w, h, tuple(box)) for w, h, box in told["frames"]),
+        images=tuple(Image.fromarray(arrays[f"image {i}"].numpy()) for i in range(count)),
+        tensor=arrays.get("tensor"),
+    )
+    return Explanation(
+        map=arrays["map"],
+        scores=arrays["scores"],
+        statuses=tuple(told["statuses"]),
+        facts=Facts(**told["facts"]),
+        pictures=pictures,
+        classes=arrays.get("classes"),
+        probabilities=arrays.get("probabilities"),
+        labels=tuple(told["labels"]),
+    )

@@ -1,0 +1,109 @@
+"""From a raw map to what people look at: separate, pure steps that are recorded when they are taken.
+
+`status` says whether a map shows anything, `rectify` keeps the evidence *for*, `unit` brings it to [0, 1] (or
+[−1, 1]) by a stated scale, `resize` and `lay` put it on the input's grid and on the pixels of the picture.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from camlucida.frame import Frame
+from camlucida.types import Map
+
+Status = Literal["ok", "all-negative", "zero gradient", "constant", "no evidence", "non-finite"]
+
+
+def status(map: Map, grad_is_zero: Sequence[bool] | None = None) -> tuple[Status, ...]:
+    """Whether each map shows anything, and if not, why.
+
+    >>> status(torch.tensor([[1.0, 2.0], [-1.0, -2.0], [0.0, 0.0]]))
+    ('ok', 'all-negative', 'no evidence')
+    """
+    flat = map.flatten(1)
+    zero = [False] * len(flat) if grad_is_zero is None else grad_is_zero
+    rows = zip(flat.amin(1).tolist(), flat.amax(1).tolist(), flat.isfinite().all(1).tolist(), zero, strict=True)
+    return tuple(_state(*row, places=flat.shape[1]) for row in rows)
+
+
+def _state(low: float, high: float, finite: bool, dead: bool, places: int) -> Status:
+    if not finite:
+        return "non-finite"
+    if low == high == 0:
+        return "zero gradient" if dead else "no evidence"
+    if low == high and places > 1:
+        return "constant"
+    return "ok" if high > 0 else "all-negative"
+
+
+def rectify(map: Map) -> Map:
+    """``relu(M)``: the evidence for the answer; what speaks against it becomes zero."""
+    return map.relu()
+
+
+def scale_of(map: Map, signed: bool = False) -> float:
+    """The largest value of a map (the largest magnitude, signed): what `unit` divides by; zero for a blank one.
+
+    >>> scale_of(torch.tensor([[1.0, -3.0]])), scale_of(torch.tensor([[1.0, -3.0]]), signed=True)
+    (1.0, 3.0)
+    """
+    finite = map.nan_to_num(0.0, 0.0, 0.0)
+    return float((finite.abs() if signed else finite).max().clamp(min=0))
+
+
+def unit(map: Map, scale: float, signed: bool = False) -> Map:
+    """``M / scale`` clipped to [0, 1], or to [−1, 1] signed; a blank or non-finite map becomes zeros, never NaN."""
+    values = map.nan_to_num(0.0, 0.0, 0.0)
+    if scale <= 0:
+        return torch.zeros_like(values)
+    peak = float(values.abs().max())
+    if peak == 0:
+        return values
+    # Divided in two steps: maps of 1e-30 and 1e30 come out the same, with no underflow on the way.
+    return ((values / peak) * (peak / scale)).clamp(-1.0 if signed else 0.0, 1.0)
+
+
+def _spread(at: Float[Tensor, " n"], cells: int) -> Float[Tensor, "n cells"]:
+    """The matrix of linear interpolation: from ``cells`` centres to positions ``at`` in [0, 1] of their extent."""
+    where = (at * cells - 0.5).clamp(0, cells - 1)
+    centres = torch.arange(cells, dtype=at.dtype, device=at.device)
+    return (1 - (where[:, None] - centres).abs()).clamp(min=0)
+
+
+def _centres(count: int, like: Tensor) -> Float[Tensor, " n"]:
+    return (torch.arange(count, dtype=torch.float64, device="cpu").add(0.5) / count).to(like)
+
+
+def resize(map: Map, size: Sequence[int]) -> Map:
+    """Linear interpolation to ``size`` along every axis, cell centres aligned; any number of dimensions.
+
+    >>> resize(torch.tensor([[0.0, 1.0]]), [4]).tolist()
+    [[0.0, 0.25, 0.75, 1.0]]
+    """
+    for axis, count in enumerate(size, start=1):
+        matrix = _spread(_centres(count, map), map.shape[axis])
+        map = torch.movedim(torch.tensordot(map, matrix, ([axis], [1])), -1, axis)
+    return map
+
+
+def lay(map: Float[Tensor, "h w"], frame: Frame) -> tuple[Float[Tensor, "height width"], Bool[Tensor, "height width"]]:
+    """The map on the picture's own pixels, and which of them the model saw; unseen ones are zero.
+
+    >>> heat, seen = lay(torch.ones(2, 2), Frame(4, 2, (1.0, 0.0, 3.0, 2.0)))
+    >>> seen.int().tolist()
+    [[0, 1, 1, 0], [0, 1, 1, 0]]
+    """
+    left, top, right, bottom = frame.box
+    x = (_pixels(frame.width, map) - left) / (right - left)
+    y = (_pixels(frame.height, map) - top) / (bottom - top)
+    inside_x, inside_y = ((x >= 0) & (x <= 1)), ((y >= 0) & (y <= 1))
+    seen = inside_y[:, None] & inside_x[None, :]
+    heat = _spread(y, map.shape[0]) @ map @ _spread(x, map.shape[1]).T
+    return heat * seen, seen
+
+
+def _pixels(count: int, like: Tensor) -> Float[Tensor, " n"]:
+    return torch.arange(count, dtype=like.dtype, device=like.device) + 0.5

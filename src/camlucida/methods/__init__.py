@@ -1,0 +1,1 @@
+"""The methods, one room a family; each function is pure and registers itself."""

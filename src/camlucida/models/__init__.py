@@ -1,0 +1,128 @@
+"""Models by name: ``load("timm/resnet50")``, ``load("my_nets.py:build")``.
+
+A source is a file ``<name>_source.py`` in this folder, with ``FORM``, the shape of its names, and
+``build(rest, weights, partial) -> Model``, where ``rest`` is what follows ``<name>/``. Adding a source touches one file.
+"""
+
+import importlib
+import os
+import pkgutil
+import re
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from camlucida.errors import ModelError, did_you_mean
+from camlucida.files import printable
+from camlucida.frame import Preprocess
+
+
+@final
+class Model(nn.Module):
+    """A net that knows its preprocessing, the names of its classes, and what was done to load it; calls go to ``net``.
+
+    >>> from camlucida.frame import IMAGENET
+    >>> model = Model(nn.Flatten(), IMAGENET, name="flat", labels=["cat", "dog"])
+    >>> model(torch.zeros(1, 2, 3)).shape, model.labels
+    (torch.Size([1, 6]), ('cat', 'dog'))
+    """
+
+    net: nn.Module
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    name: str
+    notes: tuple[str, ...]
+
+    def __init__(
+        self,
+        net: nn.Module,
+        preprocess: Preprocess,
+        *,
+        name: str = "",
+        labels: Sequence[str] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.net, self.preprocess, self.name = net, preprocess, name
+        self.labels, self.notes = tuple(labels), tuple(notes)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the net itself returns."""
+        return self.net(*args, **kwargs)
+
+
+def load(
+    name: str,
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device | None = None,
+    partial: bool = False,
+) -> Model:
+    """A model by name, in evaluation mode: ``timm/NAME``, or your own code as ``package.module:callable`` or
+    ``path/to/file.py:callable``.
+
+    ``weights`` is a file of weights (safetensors, or a PyTorch file that holds nothing else), or ``"random"`` where
+    the source can start without any. A file that does not fit in full is refused; ``partial`` takes what fits, and
+    the model's ``notes`` say so.
+
+    Raises: ModelError, for whatever goes wrong; it says what to do.
+
+    >>> load("timm/resnet18", "weights.html")
+    Traceback (most recent call last):
+        ...
+    camlucida.errors.ModelError: there is no weights file 'weights.html' (random weights are weights='random').
+    """
+    source, rest = _source(name)
+    file = None if weights is None else os.fspath(weights)
+    model: Model = source.build(rest, file, partial)
+    return _placed(model, device).eval()
+
+
+def forms() -> dict[str, str]:
+    """What a model can be called, for each source that is installed.
+
+    >>> forms()["timm"]
+    'timm/NAME'
+    """
+    return {name: _room(name).FORM for name in _names()}
+
+
+def _names() -> list[str]:
+    ending = "_source"
+    return [m.name.removesuffix(ending) for m in pkgutil.iter_modules(__path__) if m.name.endswith(ending)]
+
+
+def _room(source: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{source}_source")
+
+
+def _source(name: str) -> tuple[ModuleType, str]:
+    """The source that a name belongs to, and what it is called there."""
+    first, slash, rest = name.partition("/")
+    if slash and first in _names():
+        return _room(first), rest
+    if ":" in name:
+        return _room("python"), name
+    known = " or ".join(repr(form) for form in forms().values())
+    wrong = did_you_mean(first, _names()) if slash else _whose(name)
+    raise ModelError(f"{_short(name)} names no model: write {known}.{wrong}")
+
+
+def _whose(name: str) -> str:
+    plain = re.fullmatch(r"[\w.-]+", name) and not name.endswith(".py")
+    return f" Did you mean {'timm/' + name!r}?" if plain else ""
+
+
+def _short(name: str) -> str:
+    return f"'{printable(name[:80])}'" if len(name) <= 80 else f"'{printable(name[:80])}…'"
+
+
+def _placed(model: Model, device: str | torch.device | None) -> Model:
+    try:
+        return model if device is None else model.to(torch.device(device))
+    except Exception as fault:  # a wrong name, a missing driver, no memory: every backend has errors of its own
+        reason = " ".join(str(fault).split())
+        raise ModelError(f"cannot move the model to device {str(device)!r}: {reason[:200]}") from fault

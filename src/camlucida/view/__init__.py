@@ -1,0 +1,22 @@
+"""Heat maps made visible: colours, overlays, panels, montages, and cards for notebooks; numpy and Pillow only."""
+
+from camlucida.view.colour import names, paint, scale, table
+from camlucida.view.embed import card, data_url, png_bytes
+from camlucida.view.montage import montage
+from camlucida.view.overlay import heatmap, overlay
+from camlucida.view.panel import Words, panel
+
+__all__ = [
+    "Words",
+    "card",
+    "data_url",
+    "heatmap",
+    "montage",
+    "names",
+    "overlay",
+    "paint",
+    "panel",
+    "png_bytes",
+    "scale",
+    "table",
+]

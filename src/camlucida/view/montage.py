@@ -1,0 +1,97 @@
+"""A labelled grid of pictures: methods down, pictures across."""
+
+from collections.abc import Iterable, Sequence
+
+from PIL import Image, ImageDraw
+
+from camlucida.errors import InputError
+from camlucida.view.overlay import rgb
+from camlucida.view.panel import PAPER
+from camlucida.view.sizes import fit, letter
+from camlucida.view.text import Font, clean, font, height, write
+
+Cell = Image.Image | None
+Grid = Sequence[Sequence[Cell]]
+Spans = list[tuple[int, int]]  # (start, length) of each row or column, in pixels
+
+_MARGIN, _GUTTER, _GAP = 16, 8, 8
+_EMPTY = (236, 236, 236)
+
+
+def montage(
+    cells: Grid,
+    *,
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+    side: int = 224,
+) -> Image.Image:
+    """A grid of pictures, each fitted into `side` × `side` pixels, with its labels, as an RGB picture.
+
+    Rows and columns are as high and as wide as their largest picture; None, and what a short row lacks, is an empty
+    light-grey place. Labels longer than `side` pixels end in "…". Raises `InputError` for a grid with no places, for
+    a `side` below 1, or where there is not one label for each row or column.
+
+    >>> montage([[Image.new("RGB", (8, 8)), None]], side=100).size
+    (240, 132)
+    """
+    grid = _filled(cells, side)
+    face = font(letter(2 * side))
+    across = _labels("column", column_labels, len(grid[0]))
+    down = _labels("row", row_labels, len(grid))
+    left = _MARGIN + (_widest(down, face, side) + _GAP if row_labels else 0)
+    top = _MARGIN + (height(face) + _GAP if column_labels else 0)
+    floors = [_widest([label], face, side) for label in across]
+    columns = _spans([_extent(place, 0, side) for place in zip(*grid, strict=True)], left, floors)
+    rows = _spans([_extent(row, 1, side) for row in grid], top, [height(face)] * len(grid))
+    page = Image.new("RGB", (sum(columns[-1]) + _MARGIN, sum(rows[-1]) + _MARGIN), PAPER)
+    _paste(page, grid, rows, columns)
+    draw = ImageDraw.Draw(page)
+    for (start, length), label in zip(columns, across, strict=True):
+        write(draw, (start, _MARGIN, length), label, face, align=0.5)
+    for (start, length), label in zip(rows, down, strict=True):
+        write(draw, (_MARGIN, start + (length - height(face)) // 2, left - _GAP - _MARGIN), label, face)
+    return page
+
+
+def _filled(cells: Grid, side: int) -> list[list[Cell]]:
+    """The pictures at the size they are shown, short rows filled up with None."""
+    longest = max(map(len, cells), default=0)
+    if longest == 0 or side < 1:
+        raise InputError(f"Nothing to show: {len(cells)} rows of at most {longest} pictures, with side={side}.")
+    return [[_fitted(cell, side) for cell in [*row, *[None] * (longest - len(row))]] for row in cells]
+
+
+def _fitted(cell: Cell, side: int) -> Cell:
+    if cell is None:
+        return None
+    scale = side / max(cell.size)
+    return fit(rgb(cell), (max(1, round(cell.width * scale)), max(1, round(cell.height * scale))))
+
+
+def _labels(what: str, labels: Sequence[str] | None, count: int) -> Sequence[str]:
+    if labels is not None and (len(labels) != count or isinstance(labels, str)):
+        raise InputError(f"A montage of {count} {what}s needs {count} {what} labels; got {len(labels)}: {labels!r}.")
+    return labels or [""] * count
+
+
+def _widest(labels: Iterable[str], face: Font, most: int) -> int:
+    return min(most, max(int(face.getlength(clean(label))) + 1 for label in labels))
+
+
+def _extent(places: Iterable[Cell], axis: int, side: int) -> int:
+    return max((cell.size[axis] for cell in places if cell is not None), default=side)
+
+
+def _spans(lengths: Sequence[int], start: int, floors: Sequence[int]) -> Spans:
+    spans = list[tuple[int, int]]()
+    for length, floor in zip(lengths, floors, strict=True):
+        spans.append((start, max(length, floor)))
+        start += spans[-1][1] + _GUTTER
+    return spans
+
+
+def _paste(page: Image.Image, grid: Grid, rows: Spans, columns: Spans) -> None:
+    for (top, high), row in zip(rows, grid, strict=True):
+        for (left, wide), cell in zip(columns, row, strict=True):
+            picture = Image.new("RGB", (wide, high), _EMPTY) if cell is None else cell
+            page.paste(picture, (left + (wide - picture.width) // 2, top + (high - picture.height) // 2))

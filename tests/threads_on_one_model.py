@@ -1,0 +1,80 @@
+"""Run by a test in a process of its own: many threads, one model object, different layers, targets, methods, modes.
+
+    python threads_on_one_model.py THREADS ROUNDS
+
+Every map must have the bits that one thread alone gets, some calls failing meanwhile, some in training mode.
+"""
+
+import sys
+import threading
+
+import torch
+from torch import Tensor, nn
+
+import camlucida as cl
+from camlucida.errors import CamlucidaError
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.relu = nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(inplace=True)
+        self.drop, self.fc = nn.Dropout(0.5), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv2(self.bn(self.conv1(x)).relu()))
+        return self.fc(self.drop(x.amax((2, 3)).tanh()))
+
+
+def main(threads: int, rounds: int) -> None:
+    net = Net().train()  # in training mode: every thread must see it evaluate, and nobody must switch it off too early
+    pictures = [torch.randn(1 + i % 2, 3, 12 + 4 * (i % 3), 16) for i in range(12)]
+    jobs = [
+        (i, layer, method, target)
+        for i in range(len(pictures))
+        for layer, method in (("conv2", "gradcam"), ("bn", "hirescam"), ("relu", "layercam"), (None, "gradcampp"))
+        for target in (1, 4)
+    ]
+
+    def one(job: tuple[int, str | None, str, int]) -> Tensor:
+        i, layer, method, target = job
+        return cl.explain(net, pictures[i], layer=layer, method=method, target=target).map
+
+    truth = [one(job) for job in jobs]
+    distinct = {t.numpy().tobytes() for t in truth}
+    assert len(distinct) > len(jobs) * 0.7, "references too alike: the comparison would prove nothing"
+    wrong, errors, start = [], [], threading.Barrier(threads)
+
+    def work(number: int) -> None:
+        start.wait()
+        for turn in range(rounds):
+            for at in range(number, len(jobs) + number, 3):
+                at %= len(jobs)
+                try:
+                    if not torch.equal(one(jobs[at]), truth[at]):
+                        wrong.append(at)
+                    if (at + turn) % 7 == 0:
+                        one((jobs[at][0], "conv2", "gradcam", 9999))
+                except CamlucidaError as problem:
+                    if "class 9999" not in str(problem):
+                        errors.append(problem)
+                except Exception as problem:
+                    errors.append(problem)
+
+    crew = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
+    for member in crew:
+        member.start()
+    for member in crew:
+        member.join()
+    left = [m for m in net.modules() if m._forward_hooks or not m.training]
+    print(f"{threads * rounds * len(jobs) // 3} maps in {threads} threads: {len(wrong)} wrong, {len(errors)} errors")
+    print(*map(repr, errors[:3]), sep="\n")
+    sys.exit(bool(wrong or errors or left))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
