@@ -21,7 +21,7 @@ from camlucida.errors import LayerError, TargetError
 
 
 class Net(nn.Module):
-    """Two convolutions, a batch norm, dropout and a nonlinear head; ``inplace`` or not, with one and the same weights."""
+    """Two convolutions, a batch norm, dropout and a nonlinear head; the same weights, ``inplace`` or not."""
 
     def __init__(self, inplace: bool = False, act: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
@@ -378,6 +378,20 @@ def test_recurrent_layers_after_the_features_are_read() -> None:
     with untouched(net):
         e = cl.explain(net, X, layer="conv", target=1)
     assert e.status == "ok" and e.map.shape == (2, 8, 8)
+
+
+def test_a_score_that_is_dead_for_a_picture_is_a_status_not_a_wrong_layer() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    for p in net.parameters():
+        nn.init.constant_(p, 1.0)
+    nn.init.constant_(net[2].weight[1].data, -1.0)
+    nn.init.constant_(net[2].bias.data[1:], -1.0)
+    x = torch.rand(1, 1, 8, 8)
+    for target in (1, lambda y: y[:, 1]):
+        e = cl.explain(net, x, target=target, layer="1")
+        assert e.status == "zero gradient" and e.heatmap().abs().max() == 0
 
 
 def test_random_numbers_drawn_by_the_model_are_given_back() -> None:

@@ -125,7 +125,7 @@ def test_names_stay_readable_where_nothing_clashes():
 
 @pytest.mark.parametrize("sources", [
     ["x/a.jpg", "y/a.jpg"], ["a.jpg", "a.png", "a"], ["Cat.jpg", "cat.jpg", "CAT.JPG"], ["é.jpg", "e\u0301.jpg"],
-    ["straße.jpg", "STRASSE.jpg"], ["ﬁ.jpg", "fi.jpg"], ["a.jpg", "a.jpg", "a.jpg"], ["a" * 300 + "1", "a" * 300],
+    ["straße.jpg", "STRASSE.jpg"], ["ﬁ.jpg", "fi.jpg"], ["a.jpg"] * 70, ["a" * 300 + "1", "a" * 300],
     ["a:b", "a*b", "a?b", "a_b"], ["", "..", "/", ".", "...", "picture.jpg"], ["a\udcff", "a\udcfe"],
     ["-rf", ".rf", "_rf"], ["CON.jpg", "con", "nul.txt", "LPT1"], ["a.", "a ", "a"], ["é" * 200],
     ["a\n.jpg", "a\x1b[31m.jpg", "\u202egpj.exe"],

@@ -408,11 +408,14 @@ def net_called(name: str, seed: int = 0) -> nets.Net:
 
 @pytest.mark.parametrize("name", BATCHED)
 def test_p18_permuting_the_batch_permutes_the_maps_bit_for_bit(name: str) -> None:
+    """Wherever the model itself does: a matrix product may round a row by where in the batch it stands."""
     net = net_called(name)
     x, order = net.x(4), torch.tensor([2, 0, 3, 1])
     before, after = mapped(net, x), mapped(net, x[order])
+    with torch.no_grad():
+        model_does = torch.equal(net(x[order]), net(x)[order])
     for method in NO_HEAD:
-        assert torch.equal(after[method], before[method][order]), method
+        assert apart(after[method], before[method][order]) <= (0 if model_does else 1e-12), method
 
 
 @pytest.mark.parametrize("name", BATCHED)
@@ -701,10 +704,11 @@ def test_p23_a_picture_whose_score_does_not_change_is_told_among_others_that_do(
 def test_p23_a_picture_that_holds_nan_is_told_and_shown_blank_among_others_that_do_not(method: str) -> None:
     net = nets.gap_linear(2, 14)
     x = net.x(2)
+    clean = cl.explain(net, x, target=1, method=method, layer="features")
     x[1, 0, 3, 3] = torch.nan
     e = cl.explain(net, x, target=1, method=method, layer="features")
-    assert e.statuses[1] == "non-finite" and e.statuses[0] in ("ok", "all-negative")
-    assert (e.heatmap(1) == 0).all() and e.heatmap(0).isfinite().all()
+    assert e.statuses == (clean.statuses[0], "non-finite") and apart(e.map[:1], clean.map[:1]) < 1e-10
+    assert (e.heatmap(1) == 0).all() and torch.equal(e.heatmap(0), clean.heatmap(0))
 
 
 @pytest.mark.parametrize("registers", [0, 1, 4])
@@ -746,8 +750,9 @@ def test_p26_half_precision_ranks_the_places_as_full_precision_does(name: str, d
     whole, half = mapped(net, x.float()), mapped(net.to(dtype), x)
     for method in NO_HEAD:
         assert half[method].dtype == torch.float32 and half[method].isfinite().all()
-        # bfloat16 keeps eight bits: on a coarse grid, and through softmax and normalisation, the net itself swaps places
-        enough = 0.999 if dtype == torch.float16 or name in nets.TAILS else 0.99
+        # With bfloat16's eight bits the net itself takes other turns at a ReLU, a maximum or a softmax.
+        turns = name in ("relu_tail", "biased_tail", "gmp_linear") or name not in nets.TAILS
+        enough = 0.99 if dtype == torch.bfloat16 and turns else 0.999
         assert spearman(half[method], whole[method]) > enough, method
 
 
@@ -817,5 +822,3 @@ def cropping() -> nets.Net:
 class MeanOf(nn.Module):
     def forward(self, act: Tensor) -> Tensor:
         return act.mean((2, 3))
-
-

@@ -35,7 +35,7 @@ def test_every_registered_method_has_a_slow_twin() -> None:
 @every_method
 @every_space
 @pytest.mark.parametrize("signed", [False, True], ids=["non-negative", "signed"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_method_equals_its_slow_twin(method: Method, space: tuple[int, ...], signed: bool, seed: int) -> None:
     act, grad = drawn(space, seed, signed)
     assert apart(method(act, grad), REPLICAS[method.name](act, grad)) < 1e-12
@@ -66,9 +66,7 @@ def test_float32_keeps_the_twins_numbers_for_gradients_of_any_size(method: Metho
 @every_method
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-8, 1.0, 1e10])
-def test_no_gradient_and_no_channel_sum_makes_a_map_non_finite(
-    method: Method, dtype: torch.dtype, size: float
-) -> None:
+def test_no_gradient_and_no_channel_sum_makes_a_map_non_finite(method: Method, dtype: torch.dtype, size: float) -> None:
     act, grad = drawn((3, 4), 6, signed=True)
     act = act - act.mean((2, 3), keepdim=True)
     for shift, act_size in itertools.product([-3.0, -0.5, 0.0, 0.5], [1e-8, 1.0, 1e8]):

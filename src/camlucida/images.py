@@ -161,7 +161,8 @@ def _from_memory(source: Image.Image | NDArray[Any], limits: Limits) -> tuple[Im
         _check_size(source.size, limits)
         if getattr(source, "tile", None) and source.format not in (*_READERS, "MPO"):
             raise PictureError(f"{source.format} pictures are not decoded here; call load() on it first")
-        return source.copy(), []
+        source.load()  # before its orientation is asked for: a TIFF turns while loading
+        return source, []
     if source.ndim > 1:
         _check_size((source.shape[1], source.shape[0]), limits)
     return from_array(source)

@@ -77,7 +77,7 @@ def _centres(count: int, like: Tensor) -> Float[Tensor, " n"]:
     return (torch.arange(count, dtype=torch.float64, device="cpu").add(0.5) / count).to(like)
 
 
-def resize(map: Map, size: Sequence[int]) -> Map:
+def resize(map: Map, size: Sequence[int]) -> Float[Tensor, "b *full"]:
     """Linear interpolation to ``size`` along every axis, cell centres aligned; any number of dimensions.
 
     >>> resize(torch.tensor([[0.0, 1.0]]), [4]).tolist()

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from camlucida.core.explain import explain
+from camlucida.core.explanation import Explanation
 from camlucida.core.layers import resolve
 from camlucida.core.scope import untouched
 from camlucida.core.targets import classes, logits, top1
 from camlucida.errors import InputError
-from camlucida.types import Map, Output, Scores, Target
+from camlucida.types import Map, Target
 
 Mask = Float[Tensor, "b 1 h w"]
 Logits = Float[Tensor, "b k"]
@@ -38,31 +39,27 @@ class Cam(ABC):
             # Noise, as of zeros no gradient might come back; drawn without the global generator.
             noise = torch.rand(1, 3, *model_dict["input_size"], generator=torch.Generator().manual_seed(0))
             like = next((p for p in self.model_arch.parameters() if p.is_floating_point()), noise)
-            print("saliency_map size :", self._map(noise.to(like), top1).shape[1:])
+            print("saliency_map size :", self._explain(noise.to(like), top1).map.shape[1:])
 
     @abstractmethod
-    def _map(self, input: Tensor, target: Target) -> Map: ...
+    def _explain(self, input: Tensor, target: Target) -> Explanation: ...
 
     def forward(self, input: Tensor, class_idx: Any = None, retain_graph: bool = False) -> tuple[Mask, Logits]:
         """``mask, logit``: where the evidence lies, ``b 1 h w`` in [0, 1], and what the model answers, ``b k``.
 
         ``input``: ``b c h w``, floating. ``class_idx``: each picture's own best class when None, one class for all,
-        or a sequence with one for each. ``logit`` is detached; to have its graph (``retain_graph``) the model runs
-        once more. Raises: InputError, TargetError, LayerError, as `explain`.
+        or a sequence with one for each. ``logit`` has a graph with ``retain_graph`` only, from a pass of its own in
+        evaluation mode like the map. Raises: InputError, TargetError, LayerError, as `explain`.
         """
         if input.dim() != 4:
             raise InputError(f"a batch of pictures has the shape (b, 3, H, W); got {tuple(input.shape)}.")
-        target, heard = top1 if class_idx is None else classes(class_idx), list[Tensor]()
-
-        def overhearing(output: Output) -> Scores:
-            heard.append(logits(output).detach())  # the very answer that the map explains, with no second pass
-            return target(output)
-
-        mask = _mask(self._map(input, overhearing), tuple(input.shape[2:]))
-        if not retain_graph:
-            return mask, heard[0]
+        target = top1 if class_idx is None else classes(class_idx)
+        found = self._explain(input, target)
+        mask = _mask(found.map, tuple(input.shape[2:]))
+        if found.logits is not None and not retain_graph:
+            return mask, found.logits
         with untouched(self.model_arch, input.device), torch.enable_grad():
-            return mask, logits(self.model_arch(input.clone()))  # a tensor made in inference mode joins no graph
+            return mask, logits(self.model_arch(input.clone()))  # a clone: what inference mode made joins no graph
 
     __call__ = forward
 
@@ -79,16 +76,16 @@ class GradCAM(Cam):
     (torch.Size([2, 1, 32, 32]), torch.Size([2, 10]))
     """
 
-    def _map(self, input: Tensor, target: Target) -> Map:
-        return explain(self.model_arch, input, target=target, method="gradcam", layer=self.layer).map
+    def _explain(self, input: Tensor, target: Target) -> Explanation:
+        return explain(self.model_arch, input, target=target, method="gradcam", layer=self.layer)
 
 
 @final
 class GradCAMpp(Cam):
     """Grad-CAM++, called as in the original and otherwise as `GradCAM`, by the paper's formula. [chattopadhyay2018]"""
 
-    def _map(self, input: Tensor, target: Target) -> Map:
-        return explain(self.model_arch, input, target=target, method="gradcampp", layer=self.layer).map
+    def _explain(self, input: Tensor, target: Target) -> Explanation:
+        return explain(self.model_arch, input, target=target, method="gradcampp", layer=self.layer)
 
 
 def _mask(raw: Map, size: tuple[int, ...]) -> Mask:

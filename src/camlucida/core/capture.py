@@ -48,7 +48,10 @@ class Inputs:
 
     def map(self, change: Any) -> "Inputs":
         """The same inputs with ``change`` applied to every tensor at the top level."""
-        each = lambda v: change(v) if isinstance(v, Tensor) else v  # noqa: E731
+
+        def each(value: Any) -> Any:
+            return change(value) if isinstance(value, Tensor) else value
+
         return Inputs(tuple(map(each, self.args)), {k: each(v) for k, v in self.kwargs.items()})
 
 

@@ -159,10 +159,15 @@ class _Question:
             return problem
 
     def _refuse_blind(self, name: str) -> None:
-        """Raise where the score depends on no place of this layer, for any picture, while it does on another's."""
+        """Raise where no place of this layer matters though one before it does: the evidence goes another way.
+
+        Where nothing before it matters either, this picture's score is dead, not the layer: that is a status.
+        """
         seen = self.survey(again=True)
         place = seen.of(name)
-        if seen.places and place is not None and place.share == 0:
+        if place is None or place.share > 0:
+            return
+        if any(p.share > 0 and p.order < place.order for p in seen.all):
             raise LayerError(
                 f"the score does not depend on any place of layer {name!r} (its gradient there is exactly zero): "
                 f"use layer={seen.choice.name!r}."
@@ -191,7 +196,6 @@ def _explanation(seen: _Seen, target: Target, t: int, method: Method, name: str,
         paper=method.paper,
         class_agnostic=method.class_agnostic,
     )
-    probabilities = None if seen.logits is None or seen.logits.shape[1] < 2 else seen.logits.float().softmax(1)
     return Explanation(
         map=raw,
         scores=seen.scores[t],
@@ -199,6 +203,6 @@ def _explanation(seen: _Seen, target: Target, t: int, method: Method, name: str,
         facts=facts,
         pictures=told.pictures,
         classes=picked,
-        probabilities=probabilities,
+        logits=seen.logits,
         labels=told.labels,
     )

@@ -1,7 +1,7 @@
 """The result: a raw map with everything one must know to trust it, and the steps from it to a picture."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -75,7 +75,7 @@ class Pictures:
         return Image.fromarray((x * 255).round().byte().movedim(0, -1).contiguous().numpy())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
     """Where the evidence lies, for a batch of ``b`` pictures, one target, one method, one layer.
 
@@ -89,8 +89,8 @@ class Explanation:
     facts: Facts
     pictures: Pictures
     classes: Int[Tensor, " b"] | None = None
-    probabilities: Float[Tensor, "b k"] | None = None
-    labels: tuple[str, ...] = field(default=(), repr=False)
+    logits: Float[Tensor, "b k"] | None = None
+    labels: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.map)
@@ -106,11 +106,15 @@ class Explanation:
             statuses=self.statuses[at],
             pictures=self.pictures[at],
             classes=None if self.classes is None else self.classes[at],
-            probabilities=None if self.probabilities is None else self.probabilities[at],
+            logits=None if self.logits is None else self.logits[at],
         )
 
     def __iter__(self) -> "Iterator[Explanation]":
         return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        grid = "×".join(map(str, self.map.shape[1:]))
+        return f"<{len(self)} × {self.facts.title} of {self.facts.target} at {self.layer}, {grid}: {self.status}>"
 
     # ------------------------------------------------------------------------------------------ what it says
 
@@ -128,6 +132,11 @@ class Explanation:
     def cost(self) -> float:
         """Time of the call in forward passes."""
         return self.facts.cost
+
+    @property
+    def probabilities(self) -> Float[Tensor, "b k"] | None:
+        """The softmax of the logits; None for a model of one number or of another kind."""
+        return None if self.logits is None or self.logits.shape[1] < 2 else self.logits.float().softmax(1)
 
     @property
     def status(self) -> str:
@@ -151,9 +160,8 @@ class Explanation:
 
     def probability(self, i: int = 0) -> float | None:
         """The softmax probability of the explained class of picture ``i``, where the target is a class."""
-        if self.classes is None or self.probabilities is None:
-            return None
-        return float(self.probabilities[i, int(self.classes[i])])
+        sure = self.probabilities
+        return None if self.classes is None or sure is None else float(sure[i, int(self.classes[i])])
 
     def caption(self, i: int = 0) -> str:
         """One line: what was explained, how sure the model is, how and where it was read."""
@@ -196,7 +204,8 @@ class Explanation:
         from camlucida import view
 
         blank = self.statuses[i] != "ok" and not (signed and self.statuses[i] == "all-negative")
-        look = {"note": _WHY[self.statuses[i]] if blank else "", "caption": self.caption(i), **look}
+        words = {"titles": ("picture", self.facts.title, "overlay"), "caption": self.caption(i)}
+        look = {**words, "note": _WHY[self.statuses[i]] if blank else "", **look}
         image = self.pictures.image(i)
         return view.panel(image, self._painted(i, signed, scale), signed=signed, **look)  # type: ignore[arg-type]
 

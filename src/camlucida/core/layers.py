@@ -58,7 +58,7 @@ def _by_module(modules: dict[str, nn.Module], ask: nn.Module) -> str:
 
 def _old_style(module: nn.Module, rest: str, path: str = "") -> Iterator[str]:
     """Names with ``_`` for ``.``, in which a numbered child may be called block2, bottleneck2 or basicblock2."""
-    for child, inner in module.named_children():
+    for child, inner in unwrap(module).named_children():
         full = f"{path}.{child}" if path else child
         for said in (child, *(f"{kind}{child}" for kind in ("bottleneck", "basicblock", "block") if child.isdigit())):
             if rest == said:
@@ -119,18 +119,21 @@ class Survey:
         return next((p for p in self.all if p.name == name), None)
 
 
-_SEEN: "weakref.WeakKeyDictionary[nn.Module, dict[object, Survey]]" = weakref.WeakKeyDictionary()
+Memory = weakref.WeakKeyDictionary[Score, dict[object, Survey]]
+_SEEN: "weakref.WeakKeyDictionary[nn.Module, Memory]" = weakref.WeakKeyDictionary()
 
 
 def survey(model: nn.Module, inputs: Inputs, target: Score | None = None, again: bool = False) -> Survey:
     """Look at every layer of the model once, with the first picture of ``inputs``; remembered for this input shape.
 
     Costs one forward pass and one backward pass of a single picture (of the batch, for a ``target`` of one's own).
-    Models are remembered weakly, by object; ``again`` looks anew.
+    Model and target are remembered weakly, by object; ``again`` looks anew.
     """
-    net = unwrap(model)
-    key = (tuple(inputs.x.shape[1:]), inputs.x.dtype, target is not None)
-    known = _SEEN.setdefault(net, {})
+    net, key = unwrap(model), (tuple(inputs.x.shape[1:]), inputs.x.dtype)
+    try:
+        known = _SEEN.setdefault(net, weakref.WeakKeyDictionary()).setdefault(target or _best, {})
+    except TypeError:  # a target that cannot be remembered weakly is not remembered
+        known = {}
     if again or key not in known:
         known[key] = _look(net, inputs, target)
     return known[key]

@@ -18,17 +18,22 @@ _HERE = threading.local()
 _EVALUATING: dict[nn.Module, int] = {}  # modules that calls in flight hold in evaluation mode; empty when none is
 
 
+def _nothing() -> None:
+    """The undo of a switch that nobody has set."""
+
+
 class _Switch:
     """A process-wide setting that holds while at least one call is inside; ``on`` sets it and returns its undo."""
 
     def __init__(self, on: Callable[[], Callable[[], object]]) -> None:
-        self._on, self._users, self._undo = on, 0, lambda: None
+        self._on, self._users = on, 0
+        self._undo: Callable[[], object] = _nothing
 
     @contextmanager
     def held(self) -> Iterator[None]:
         with _LOCK:
             if self._users == 0:
-                self._undo = self._on()  # type: ignore[assignment]
+                self._undo = self._on()
             self._users += 1
         try:
             yield
@@ -140,18 +145,16 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _same_random(device: torch.device) -> Iterator[None]:
     """A model that draws random numbers even in evaluation mode leaves the generators where they were."""
-    states: list[tuple[torch.Tensor, Callable[[], torch.Tensor], Callable[[torch.Tensor], Any]]] = []
-    states.append((torch.get_rng_state(), torch.get_rng_state, torch.set_rng_state))
-    if device.type not in ("cpu", "meta"):
-        room = torch.get_device_module(device)
-        read, write = lambda: room.get_rng_state(device), lambda s: room.set_rng_state(s, device)
-        states.append((read(), read, write))
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [g.get_state() for g in generators]
     try:
         yield
     finally:
-        for before, read, write in states:
-            if not torch.equal(before, read()):
-                write(before)
+        for generator, before in zip(generators, states, strict=True):
+            if not torch.equal(before, generator.get_state()):
+                generator.set_state(before)
 
 
 @contextmanager

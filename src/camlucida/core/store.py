@@ -71,7 +71,7 @@ def _picture(kind: str, **how: Any) -> Callable[[Explanation, BinaryIO, int], No
 
 def _arrays(e: Explanation) -> tuple[Arrays, str]:
     arrays = {"map": e.map, "scores": e.scores}
-    optional = {"classes": e.classes, "probabilities": e.probabilities, "tensor": e.pictures.tensor}
+    optional = {"classes": e.classes, "logits": e.logits, "tensor": e.pictures.tensor}
     arrays |= {k: v for k, v in optional.items() if v is not None}
     arrays |= {f"image {i}": torch.from_numpy(np.array(p.convert("RGB"))) for i, p in enumerate(e.pictures.images)}
     facts = {
@@ -153,6 +153,6 @@ def _rebuilt(arrays: Arrays, text: str) -> Explanation:
         facts=Facts(**told["facts"]),
         pictures=pictures,
         classes=arrays.get("classes"),
-        probabilities=arrays.get("probabilities"),
+        logits=arrays.get("logits"),
         labels=tuple(told["labels"]),
     )

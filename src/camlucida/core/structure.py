@@ -10,6 +10,7 @@ from torch import Tensor
 def feature(made: Any) -> Tensor | None:
     """The first floating tensor with at least three axes in whatever a layer gave; None where there is none.
 
+    >>> import torch
     >>> feature({"hidden": torch.zeros(2, 5, 8), "length": 5}).shape
     torch.Size([2, 5, 8])
     """

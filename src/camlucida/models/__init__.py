@@ -1,7 +1,7 @@
 """Models by name: ``load("timm/resnet50")``, ``load("my_nets.py:build")``.
 
 A source is a file ``<name>_source.py`` in this folder, with ``FORM``, the shape of its names, and
-``build(rest, weights, partial) -> Model``, where ``rest`` is what follows ``<name>/``. Adding a source touches one file.
+``build(rest, weights, partial) -> Model``, where ``rest`` is what follows ``<name>/``. A new source is one new file.
 """
 
 import importlib

@@ -39,12 +39,13 @@ def build(name: str, weights: str | None, partial: bool) -> Model:
     net = made if isinstance(made, nn.Module) and not _complete(made) else getattr(made, "net", None)
     if not isinstance(net, nn.Module):
         raise ModelError(
-            f"'{printable(name)}' gave {_kind(made)}: it must return an nn.Module, or something whose .net is one, "
+            f"'{printable(name)}' gave something {_kind(made)}: it must return an nn.Module, or something whose .net is one, "
             "with .preprocess and .labels."
         )
     fitted = (*held.notes, *fit(net, held.state, partial)) if held else ()
     preprocess, said = _preprocess(made)
-    return Model(net, preprocess, name=printable(name), labels=_labels(made), notes=(*fitted, *said))
+    before = made.notes if isinstance(made, Model) else ()
+    return Model(net, preprocess, name=printable(name), labels=_labels(made), notes=(*before, *fitted, *said))
 
 
 def _complete(made: object) -> bool:
@@ -52,7 +53,7 @@ def _complete(made: object) -> bool:
 
 
 def _kind(made: object) -> str:
-    return "None" if made is None else f"a {type(made).__name__}"
+    return f"of type {type(made).__name__}"
 
 
 def _preprocess(made: object) -> tuple[Preprocess, tuple[str, ...]]:

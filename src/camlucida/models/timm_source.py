@@ -61,7 +61,7 @@ def _timm() -> ModuleType:
             f"timm cannot be imported ({reason}): the installed torchvision does not fit the installed torch; "
             "install the two versions that belong together."
         ) from fault
-    return timm  # type: ignore[no-any-return]
+    return timm
 
 
 def _check_name(timm: ModuleType, name: str) -> None:

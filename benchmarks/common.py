@@ -1,0 +1,49 @@
+"""How things are measured here: interleaved rounds, medians, forwards as the unit of time, bytes over the model."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+Run = Callable[[], object]
+
+
+def interleaved(runs: Mapping[str, Run], rounds: int, warm: int = 2) -> dict[str, list[float]]:
+    """Seconds of every run, taken in turn A B C A B C …, so that a drifting machine drifts under all of them alike."""
+    for _ in range(warm):
+        for run in runs.values():
+            run()
+    took: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            took[name].append(time.perf_counter() - start)
+    return took
+
+
+def in_forwards(took: Mapping[str, list[float]], unit: str = "forward") -> dict[str, tuple[float, float, float]]:
+    """Median, and the middle half's ends, of each run's time over the plain forward pass of the same round."""
+    table = {}
+    for name, times in took.items():
+        ratios = sorted(t / u for t, u in zip(times, took[unit], strict=True))
+        quarter = len(ratios) // 4
+        table[name] = (statistics.median(ratios), ratios[quarter], ratios[-1 - quarter])
+    return table
+
+
+def peak_bytes(run: Run) -> int:
+    """Peak resident memory of one run over what was resident before it (Linux; the process should do nothing else)."""
+
+    def field(name: str) -> int:
+        with open("/proc/self/status", encoding="ascii") as status:
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith(name))
+
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as reset:
+        reset.write("5")
+    before = field("VmRSS")
+    run()
+    return field("VmHWM") - before

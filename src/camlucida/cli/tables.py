@@ -1,0 +1,81 @@
+"""The two lists: layers of a model, methods of the registry."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.text import Text
+
+from camlucida.cli import blame, screen
+from camlucida.core import layers as layers_
+from camlucida.core.capture import Inputs
+from camlucida.core.layers import Place, Survey
+from camlucida.models import Model
+from camlucida.registry import Method, list_methods
+
+
+def layers(model: Model, size: int | None, every: bool, as_json: bool) -> int:
+    """Print the layers of a model, and the choice; the exit status. Raises: LayerError where there is none."""
+    prepare = model.preprocess if size is None else replace(model.preprocess, size=(size, size))
+    seen = _survey(model, (prepare.channels, *prepare.size))
+    rows = [_layer(place, seen) for place in (seen.all if every else seen.places)]
+    if as_json:
+        for row in rows:
+            screen.as_json(row)
+        return 0
+    made = screen.table("", "layer", "kind", "shape", "layout", "grid", "used", right=("used",), cut=("kind",))
+    for row in rows:
+        made.add_row(*map(Text, _words(row)), style="bold green" if row["choice"] else None)
+    screen.out().print(made)
+    high, wide = prepare.size
+    screen.note("→ is chosen where no layer is named; used: the share of a layer's places that the score depends on")
+    screen.note(f"seen with an input of {prepare.channels}×{high}×{wide}; {len(seen.all)} layers have space (--all)")
+    return 0
+
+
+def _survey(model: Model, shape: tuple[int, ...]) -> Survey:
+    """Seen with noise: an even picture would leave half of the net silent."""
+    x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    like = next((p for p in model.net.parameters() if p.is_floating_point()), x)
+    with blame.of_model(f"on an input of {'×'.join(map(str, shape))}"):
+        return layers_.survey(model.net, Inputs((x.to(like.device, like.dtype),)))
+
+
+def _layer(place: Place, seen: Survey) -> dict[str, Any]:
+    return {
+        "layer": place.name,
+        "kind": place.kind,
+        "shape": list(place.shape),
+        "layout": str(place.layout),
+        "grid": list(place.grid),
+        "used": place.share,
+        "choice": place == seen.choice,
+    }
+
+
+def _words(row: dict[str, Any]) -> tuple[str, ...]:
+    shape, grid = ("×".join(map(str, sizes)) for sizes in (row["shape"][1:], row["grid"]))
+    mark = "→" if row["choice"] else ""
+    return mark, screen.safe(row["layer"]), row["kind"], shape, row["layout"], grid, screen.percent(row["used"])
+
+
+def methods(as_json: bool) -> int:
+    """Print what is true of each method; the exit status."""
+    known = list_methods().values()
+    if as_json:
+        for method in known:
+            screen.as_json(_method(method))
+        return 0
+    made = screen.table("name", "method", "paper", "needs", "cost")
+    for m in known:
+        what = Text.assemble((m.title, "bold"), f"\n{m.formula}")
+        what.append("" if m.deviations == "none" else f"\ndeviates: {m.deviations}", "dim")
+        needs = m.needs + (", any class" if m.class_agnostic else "")
+        made.add_row(Text(m.name, "bold"), what, m.paper, needs, m.cost, end_section=True)
+    screen.out().print(made)
+    return 0
+
+
+def _method(m: Method) -> dict[str, Any]:
+    names = ("name", "title", "paper", "formula", "needs", "class_agnostic", "cost", "deviations")
+    return {name: getattr(m, name) for name in names}
