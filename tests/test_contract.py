@@ -106,7 +106,7 @@ def test_maps_of_a_batch_are_those_of_its_pictures(method: Method, layout: str) 
 def test_map_asked_for_alone_is_that_of_a_sweep_and_the_same_twice(method: Method) -> None:
     net = nets.gap_linear()
     one, two = (mapped(net, net.x(3), method, WANTED) for _ in range(2))
-    assert torch.equal(one, two) and torch.equal(one, swept("channels first")[method.name].map)
+    assert torch.equal(one, two) and apart(one, swept("channels first")[method.name].map) < 1e-12
 
 
 @every_method

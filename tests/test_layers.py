@@ -152,6 +152,15 @@ def test_timm_models_need_no_layer(timm: Any, build: str, how: dict[str, Any], l
     assert choice(net, size if isinstance(size, tuple) else (size, size))[:2] == (layer, layout)
 
 
+def test_rows_that_are_windows_are_no_map_of_a_picture(timm: Any) -> None:
+    net = timm.create_model("swin_tiny_patch4_window7_224", img_size=64, window_size=2, num_classes=3).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with pytest.raises(LayerError, match=r"gave 64 rows for 1 picture.*use layer='norm'"):
+        cl.explain(net, x, layer="layers.0.blocks.0.attn.qkv")
+    names = [p.name for p in survey(net, Inputs((x,))).places]
+    assert names[-2:] == ["layers", "norm"] and not any("blocks" in n for n in names)
+
+
 @pytest.mark.parametrize(
     "kind, layer, grid",
     [

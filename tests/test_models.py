@@ -51,6 +51,9 @@ def fails():
     return {}["missing"]
 
 def deep():
+    return deeper()
+
+def deeper():
     return torch.zeros(2) @ torch.zeros(3)
 
 def leaves():
@@ -317,8 +320,8 @@ def test_weights_go_into_ones_own_net(nets: str) -> None:
     ("what", "expected"),
     [
         ("nets_of_mine.py:fails", r"nets_of_mine\.py:21: KeyError: 'missing'"),
-        ("nets_of_mine.py:deep", r"nets_of_mine\.py:24: RuntimeError: .*size"),
-        ("nets_of_mine.py:leaves", r"nets_of_mine\.py:27: SystemExit: 3"),
+        ("nets_of_mine.py:deep", r"nets_of_mine\.py:27: RuntimeError: .*size"),
+        ("nets_of_mine.py:leaves", r"nets_of_mine\.py:30: SystemExit: 3"),
         ("nets_of_mine.py:nett", r"has no 'nett'\. Did you mean 'net'\?"),
         ("nets_of_mine.py:number", "is of type int, not callable"),
         ("nets_of_mine.py:nothing", "gave something of type NoneType: it must return an nn.Module"),

@@ -63,7 +63,8 @@ def unit(map: Map, scale: float, signed: bool = False) -> Map:
     if peak == 0:
         return values
     # Divided in two steps: maps of 1e-30 and 1e30 come out the same, with no underflow on the way.
-    return ((values / peak) * (peak / scale)).clamp(-1.0 if signed else 0.0, 1.0)
+    factor = min(peak / scale, torch.finfo(values.dtype).max)
+    return ((values / peak) * factor).clamp(-1.0 if signed else 0.0, 1.0)
 
 
 def _spread(at: Float[Tensor, " n"], cells: int) -> Float[Tensor, "n cells"]:

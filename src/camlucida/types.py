@@ -31,6 +31,9 @@ Output: TypeAlias = Any
 Target: TypeAlias = Callable[[Output], Scores]
 """What is explained, one score a picture."""
 
+Layout: TypeAlias = Callable[[Tensor], Act]
+"""How whatever a layer gave becomes channels first."""
+
 Read: TypeAlias = Callable[[Act, Act], Map]
 """A method that reads what one run left: (activation, gradient) → map."""
 

@@ -102,15 +102,27 @@ class Tape:
 
 
 def vjp(totals: Float[Tensor, " t"], acts: Sequence[Tensor], keep: bool) -> list[Tensor | None]:
-    """Batched vector-Jacobian products, target by target where a layer's backward cannot be batched."""
+    """Vector-Jacobian products of many totals at once, ``t`` first, at least float32; None off the path.
+
+    Half-precision gradients are scaled: up, so that small ones survive; where that overflows, not, then down.
+    """
     if not totals.requires_grad:
         return [None] * len(acts)
-    scale = 1024.0 if any(a.dtype == torch.float16 for a in acts) else 1.0  # keeps small fp16 gradients alive
+    scales = [1024.0, 1.0, 1 / 1024] if any(a.dtype == torch.float16 for a in acts) else [1.0]
+    for scale in scales:
+        last = scale == scales[-1]
+        found = [None if g is None else full(g) / scale for g in _rows(totals, acts, keep or not last, scale)]
+        if last or all(bool(g.isfinite().all()) for g in found if g is not None):
+            break
+    return found
+
+
+def _rows(totals: Float[Tensor, " t"], acts: Sequence[Tensor], keep: bool, scale: float) -> list[Tensor | None]:
+    """Batched, or target by target where a layer's backward cannot be batched."""
     if len(totals) > 1:
         try:
             eye = torch.eye(len(totals), dtype=totals.dtype, device=totals.device) * scale
-            grads = torch.autograd.grad(totals, acts, eye, True, is_grads_batched=True, allow_unused=True)
-            return [_full(g, scale) for g in grads]
+            return list(torch.autograd.grad(totals, acts, eye, True, is_grads_batched=True, allow_unused=True))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
@@ -118,13 +130,8 @@ def vjp(totals: Float[Tensor, " t"], acts: Sequence[Tensor], keep: bool) -> list
     rows = []
     for i, total in enumerate(totals):
         more = keep or i + 1 < len(totals)
-        one = torch.full_like(total, scale)
-        rows.append(torch.autograd.grad(total, acts, one, more, allow_unused=True))
-    return [None if col[0] is None else _full(torch.stack(col), scale) for col in zip(*rows, strict=True)]
-
-
-def _full(grad: Tensor | None, scale: float) -> Tensor | None:
-    return None if grad is None else full(grad) / scale if scale != 1.0 else full(grad)
+        rows.append(torch.autograd.grad(total, acts, torch.full_like(total, scale), more, allow_unused=True))
+    return [None if col[0] is None else torch.stack(col) for col in zip(*rows, strict=True)]
 
 
 def full(tensor: Tensor) -> Tensor:

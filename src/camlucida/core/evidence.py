@@ -1,7 +1,7 @@
 """What one forward pass answers: the maps of every target, by every method, at every layer, while its graph lives.
 
-Two ways lead to the same gradient. Where the head has a closed form (`heads`), it is written down from the weights;
-elsewhere autograd computes it, many targets at a time, in chunks that fit a memory budget.
+Two ways lead to the same gradient. Where the head has a closed form (`heads`) and many are asked for, it is written
+down from the weights; elsewhere autograd computes it, many targets at a time, in chunks that fit a memory budget.
 """
 
 import math
@@ -10,65 +10,73 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from camlucida.core import heads
 from camlucida.core.capture import Tape, full, vjp
 from camlucida.core.heads import Head
-from camlucida.core.layouts import Layout
-from camlucida.core.targets import ClassTarget
+from camlucida.core.targets import ClassTarget, class_scores
 from camlucida.errors import MethodError
 from camlucida.methods.gradient import at_gap_map
 from camlucida.registry import Method
-from camlucida.types import Act, Target
+from camlucida.types import Act, Layout, Target
 
 GRADIENT_BYTES = 2**28  # the gradients of many targets are taken in chunks of at most this size
+WORTH = 4  # from so many targets on it pays to prove a closed form, which costs one backward pass of the tail
 
 
 @dataclass(frozen=True)
 class Answers:
     """Maps ``t b *space`` by (layer, method); by layer, which gradients were zero throughout, ``t b``."""
 
-    maps: Mapping[tuple[str, str], Tensor]
+    maps: Mapping[tuple[str, Method], Tensor]
     zero: Mapping[str, Bool[Tensor, "t b"]]
 
 
-def answers(
-    tape: Tape,
-    layouts: Mapping[str, Layout],
-    scores: Float[Tensor, "t b"],
-    asked: Sequence[Target],
-    methods: Sequence[Method],
-    closed: bool = True,
-) -> Answers:
-    """The maps of all targets by all methods at all layers that the tape holds; ``closed=False`` asks autograd only.
+@dataclass(frozen=True)
+class Evidence:
+    """One forward pass and how to read its layers; ``net`` lends its weights to closed forms, if ``closed``."""
 
-    Raises: LayerError where the score does not depend on a layer; MethodError where a method needs a linear head.
-    """
-    acts = {n: full(layout(tape.acts[n].detach())) for n, layout in layouts.items()}
-    plain = closed and all(isinstance(t, ClassTarget) for t in asked)  # other targets may look past the logits
-    known = {n: heads.recognise(a, tape.output, tape.calls) if plain else None for n, a in acts.items()}
-    found: dict[tuple[str, str], list[Tensor]] = {(n, m.name): [] for n in acts for m in methods}
-    zero: dict[str, list[Tensor]] = {n: [] for n in acts}
-    graph = [n for n, head in known.items() if head is None]
-    _refuse_headless(graph, methods)
-    by_class = _by_class(tape.output, asked) if len(graph) < len(acts) else None
-    for name, head in known.items():
-        if head is not None and by_class is not None:
-            zero[name].append((by_class == 0).all(2))
-            for method in methods:
-                found[name, method.name].append(_closed(method, head, by_class, acts[name]))
-    for grads in _chunks(tape, graph, scores) if graph else ():
-        for name in graph:
-            grad = full(layouts[name](grads[name]))
-            zero[name].append((grad == 0).flatten(1).all(1)[None])
-            for method in methods:
-                found[name, method.name].append(method(acts[name], grad)[None])
-    return Answers({k: torch.cat(v) for k, v in found.items()}, {k: torch.cat(v) for k, v in zero.items()})
+    tape: Tape
+    layouts: Mapping[str, Layout]
+    net: nn.Module
+    closed: bool = True
+
+    def answers(self, scores: Float[Tensor, "t b"], asked: Sequence[Target], methods: Sequence[Method]) -> Answers:
+        """The maps of all targets by all methods at all layers.
+
+        Raises: LayerError where the score does not depend on a layer; MethodError where a method needs a linear head.
+        """
+        acts = {n: full(layout(self.tape.acts[n].detach())) for n, layout in self.layouts.items()}
+        known = {n: self._head(n, a, asked, methods) for n, a in acts.items()}
+        _refuse_headless(known, methods)
+        found: dict[tuple[str, Method], list[Tensor]] = {(n, m): [] for n in acts for m in methods}
+        zero: dict[str, list[Tensor]] = {n: [] for n in acts}
+        by_class = _by_class(self.tape.output, asked) if any(known.values()) else None  # type: ignore[arg-type]
+        for name, head in known.items():
+            if head is not None and by_class is not None:
+                zero[name].append(_closed_zero(head, by_class, acts[name]))
+                for method in methods:
+                    found[name, method].append(_closed(method, head, by_class, acts[name]))
+        graph = [n for n, head in known.items() if head is None]
+        for grads in _chunks(self.tape, graph, scores) if graph else ():
+            for name in graph:
+                grad = full(self.layouts[name](grads[name]))
+                zero[name].append((grad == 0).flatten(1).all(1)[None])
+                for method in methods:
+                    found[name, method].append(method(acts[name], grad)[None])
+        return Answers({k: torch.cat(v) for k, v in found.items()}, {k: torch.cat(v) for k, v in zero.items()})
+
+    def _head(self, name: str, act: Act, asked: Sequence[Target], methods: Sequence[Method]) -> Head | None:
+        """The closed form of what follows a layer, where one is proved and worth the proof."""
+        wanted = any(m.needs == "head" for m in methods) or (self.closed and len(asked) >= WORTH)
+        plain = all(isinstance(t, ClassTarget) for t in asked)  # other targets may look past the logits
+        return heads.recognise(self.net, self.tape, name, self.layouts[name], act) if wanted and plain else None
 
 
-def _refuse_headless(names: Sequence[str], methods: Sequence[Method]) -> None:
+def _refuse_headless(known: Mapping[str, Head | None], methods: Sequence[Method]) -> None:
     needy = [m for m in methods if m.needs == "head"]
+    names = [n for n, head in known.items() if head is None or head.kind != "gap"]
     if names and needy:
         raise MethodError(
             f"{needy[0].title} needs a global average pool and one linear layer right after {names[0]!r}, and a class "
@@ -76,17 +84,21 @@ def _refuse_headless(names: Sequence[str], methods: Sequence[Method]) -> None:
         )
 
 
-def _by_class(output: Tensor, asked: Sequence[Target]) -> Float[Tensor, "t b k"]:
+def _by_class(output: Tensor, asked: Sequence[ClassTarget]) -> heads.ByClass:
     """``∂(score of each target)/∂logits``: all that a linear head needs to know of a target."""
-    leaf = full(output.detach()).requires_grad_()
-    grads = vjp(torch.stack([t(leaf) for t in asked]).sum(1), [leaf], keep=False)[0]
-    return torch.zeros(len(asked), *leaf.shape).to(leaf) if grads is None else grads
+    leaf = full(output.detach()).repeat(len(asked), 1, 1).requires_grad_()
+    grads = vjp(class_scores(asked, leaf).sum()[None], [leaf], keep=False)[0]
+    return torch.zeros_like(leaf) if grads is None else grads[0]
 
 
-def _closed(method: Method, head: Head, by_class: Float[Tensor, "t b k"], act: Act) -> Float[Tensor, "t b *space"]:
-    channel = head.channel_gradient(by_class, act)
-    if channel is not None and method.at_gap is not None:
-        return at_gap_map(method.at_gap(channel, act), act)
+def _closed_zero(head: Head, by_class: heads.ByClass, act: Act) -> Bool[Tensor, "t b"]:
+    rows = head.channel_gradient(by_class, act) if head.kind == "gap" else head.gradient(by_class, act).flatten(2)
+    return (rows == 0).all(2)
+
+
+def _closed(method: Method, head: Head, by_class: heads.ByClass, act: Act) -> Float[Tensor, "t b *space"]:
+    if head.kind == "gap" and method.at_gap is not None:
+        return at_gap_map(method.at_gap(head.channel_gradient(by_class, act), act), act)
     return torch.stack([method(act, head.gradient(row[None], act)[0]) for row in by_class])
 
 

@@ -16,16 +16,15 @@ from camlucida import maps
 from camlucida.core import layers as layers_
 from camlucida.core import targets as targets_
 from camlucida.core.capture import Inputs, Tape, clock, read
-from camlucida.core.evidence import Answers, answers
+from camlucida.core.evidence import Answers, Evidence
 from camlucida.core.explanation import Explanation, Facts, Pictures
-from camlucida.core.heads import candidates
-from camlucida.core.layouts import Layout, infer
+from camlucida.core.layouts import infer
 from camlucida.core.prepare import prepare
 from camlucida.core.scope import named, unwrap
 from camlucida.errors import InputError, LayerError, TargetError
 from camlucida.frame import Preprocess
 from camlucida.registry import Method, get
-from camlucida.types import Loaded, Target
+from camlucida.types import Layout, Loaded, Target
 from camlucida.version import __version__
 
 LayerAsk = str | int | nn.Module | tuple[str | nn.Module, Layout] | None
@@ -79,11 +78,12 @@ def sweep(
     inputs, pictures = prepare(net, x, preprocess or (model.preprocess if isinstance(model, Loaded) else None))
     start = clock(inputs.x.device)
     question = _Question(net, inputs, [targets_.as_target(t) for t in targets], [get(m) for m in methods])
-    seen = question.ask([question.place(ask) for ask in layers])
+    places = [question.place(ask) for ask in layers]
+    seen = question.ask(dict(places))
     cost = (clock(inputs.x.device) - start) / seen.seconds
-    told = _Told(pictures, tuple(model.labels) if isinstance(model, Loaded) else (), cost)
-    names = list(seen.layouts)
-    order = [(t, m, n) for t in range(len(targets)) for m in question.methods for n in names]
+    labels, notes = (tuple(getattr(model, of, ())) if isinstance(model, Loaded) else () for of in ("labels", "notes"))
+    told = _Told(pictures, labels, notes, cost, seen.statuses())
+    order = [(t, m, n) for t in range(len(targets)) for m in question.methods for n, _ in places]
     return [_explanation(seen, question.targets[t], t, m, n, told) for t, m, n in order]
 
 
@@ -96,6 +96,15 @@ class _Seen:
     scores: Float[Tensor, "t b"]
     logits: Float[Tensor, "b k"] | None
     seconds: float
+
+    def statuses(self) -> dict[tuple[str, Method], list[tuple[maps.Status, ...]]]:
+        """The status of every map, by layer and method, then target; all of one kind looked at together."""
+        found = {}
+        for (name, method), raw in self.answers.maps.items():
+            flat = maps.status(raw.flatten(0, 1), self.answers.zero[name].flatten().tolist())
+            b = raw.shape[1]
+            found[name, method] = [flat[i : i + b] for i in range(0, len(flat), b)]
+        return found
 
 
 @dataclass(frozen=True)
@@ -122,11 +131,10 @@ class _Question:
         own = next((t for t in self.targets if not isinstance(t, targets_.ClassTarget)), None)
         return layers_.survey(self.net, self.inputs, own, again)
 
-    def ask(self, places: Sequence[tuple[str, Layout | None]]) -> _Seen:
+    def ask(self, known: dict[str, Layout | None]) -> _Seen:
         """One forward pass and everything it answers. Raises: LayerError that names the layer to use."""
-        known = dict(places)
         try:
-            seen = read(self.net, self.inputs, list(known), lambda tape: self._read(tape, known), candidates(self.net))
+            seen = read(self.net, self.inputs, list(known), lambda tape: self._read(tape, known))
         except LayerError as problem:
             raise self._advised(problem) from None
         for name, zero in seen.answers.zero.items():
@@ -135,10 +143,16 @@ class _Question:
         return seen
 
     def _read(self, tape: Tape, known: dict[str, Layout | None]) -> _Seen:
+        count = len(self.inputs.x)
+        for name, act in tape.acts.items():
+            if len(act) != count:
+                rows = f"{len(act)} rows for {count} picture{'s' * (count > 1)}"
+                raise LayerError(f"layer {name!r} gave {rows}: windows, heads or steps, which are no map of a picture")
         layouts = {n: layout or self._layout(n, tape.acts[n]) for n, layout in known.items()}
-        scores = torch.stack([targets_.score(t, tape.output, len(self.inputs.x)) for t in self.targets])
+        scores = targets_.scores(self.targets, tape.output, count)
         with torch.autocast(self.inputs.x.device.type, enabled=False):  # maps are summed in full precision
-            found = answers(tape, layouts, scores, self.targets, self.methods)
+            evidence = Evidence(tape, layouts, unwrap(self.net))
+            found = evidence.answers(scores, self.targets, list(dict.fromkeys(self.methods)))
         try:
             logits = targets_.logits(tape.output).detach()
         except TargetError:
@@ -178,11 +192,13 @@ class _Question:
 class _Told:
     pictures: Pictures
     labels: tuple[str, ...]
+    notes: tuple[str, ...]
     cost: float
+    statuses: dict[tuple[str, Method], list[tuple[maps.Status, ...]]]
 
 
 def _explanation(seen: _Seen, target: Target, t: int, method: Method, name: str, told: _Told) -> Explanation:
-    raw = seen.answers.maps[name, method.name][t]
+    raw = seen.answers.maps[name, method][t]
     picked = target.pick(seen.logits) if isinstance(target, targets_.ClassTarget) and seen.logits is not None else None
     spoken = str(target) if isinstance(target, targets_.ClassTarget) else getattr(target, "__name__", "own target")
     facts = Facts(
@@ -190,16 +206,17 @@ def _explanation(seen: _Seen, target: Target, t: int, method: Method, name: str,
         method=method.name,
         title=method.title,
         layer=name,
-        layout=str(seen.layouts[name]),
+        layout=getattr(seen.layouts[name], "__name__", str(seen.layouts[name])),
         cost=told.cost,
         version=__version__,
         paper=method.paper,
         class_agnostic=method.class_agnostic,
+        notes=told.notes,
     )
     return Explanation(
         map=raw,
         scores=seen.scores[t],
-        statuses=maps.status(raw, seen.answers.zero[name][t].tolist()),
+        statuses=told.statuses[name, method][t],
         facts=facts,
         pictures=told.pictures,
         classes=picked,

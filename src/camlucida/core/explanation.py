@@ -42,6 +42,7 @@ class Facts:
     version: str
     paper: str = ""
     class_agnostic: bool = False
+    notes: tuple[str, ...] = ()  # what one should know of the model: random weights, a partial load
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,12 @@ class Pictures:
     frames: tuple[Frame, ...] = ()
     images: "tuple[Image, ...]" = ()
     tensor: Tensor | None = None
+    notes: tuple[str, ...] = ()  # what was done to each picture on opening; "" for nothing
 
     def __getitem__(self, i: slice) -> "Pictures":
         tensor = None if self.tensor is None else self.tensor[i]
-        return replace(self, names=self.names[i], frames=self.frames[i], images=self.images[i], tensor=tensor)
+        kept = {of: getattr(self, of)[i] for of in ("names", "frames", "images", "notes")}
+        return replace(self, tensor=tensor, **kept)
 
     def image(self, i: int) -> "Image":
         """Picture ``i``; one that came as a tensor is shown with its own range stretched to black and white.
@@ -205,7 +208,7 @@ class Explanation:
 
         blank = self.statuses[i] != "ok" and not (signed and self.statuses[i] == "all-negative")
         words = {"titles": ("picture", self.facts.title, "overlay"), "caption": self.caption(i)}
-        look = {**words, "note": _WHY[self.statuses[i]] if blank else "", **look}
+        look = {**words, "note": self.why(i) if blank else "", **look}
         image = self.pictures.image(i)
         return view.panel(image, self._painted(i, signed, scale), signed=signed, **look)  # type: ignore[arg-type]
 
@@ -234,10 +237,14 @@ class Explanation:
             return None
         return "".join(view.card(self.panel(i), self.summary(i)) for i in range(min(len(self), 16)))
 
+    def why(self, i: int = 0) -> str:
+        """Why the map of picture ``i`` shows nothing; empty where it does."""
+        return _WHY.get(self.statuses[i], "")
+
     def summary(self, i: int = 0) -> Mapping[str, str]:
         """What a reader must know about the map of picture ``i``, as text."""
-        f = self.facts
-        p = self.probability(i)
+        f, p = self.facts, self.probability(i)
+        notes = [*f.notes, *filter(None, self.pictures.notes[i : i + 1])]
         return {
             "picture": self.pictures.names[i],
             "explained": self.label(i),
@@ -246,7 +253,7 @@ class Explanation:
             "layer": f"{f.layer}, {f.layout}, {'×'.join(map(str, self.map.shape[1:]))}",
             "status": self.statuses[i],
             "cost": f"{f.cost:.2f} forwards",
-        }
+        } | ({"notes": "; ".join(notes)} if notes else {})
 
 
 def shared_scale(explanations: Sequence[Explanation], signed: bool = False) -> float:

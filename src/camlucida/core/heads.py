@@ -1,12 +1,12 @@
 """Closed forms: a head that is a global average (or a flatten, or a 1×1 convolution) and one linear map.
 
-Such a head is recognised from what one forward pass did, not from its names: the linear module's input *was* the mean
-(or the flattening) of the activation, and its output *was* the logits. Then the gradient of any target is written
-down from the head's weights, ``G = ∂y/∂logits · W``, with no backward pass through the net, for a thousand classes
-in one product.
+Such a head is recognised by what it does, not by names: a linear module's weights are tried as the head's, and one
+backward pass through the tail along a generic direction of the logits must give just the gradient they predict, at
+every place of every picture. Then the gradient of any target is written down from the weights, ``G = ∂y/∂logits · W``,
+for a thousand classes in one product.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,93 +14,70 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from camlucida.core.capture import Call, full
+from camlucida.core.capture import Tape, full
 from camlucida.core.scope import named
-from camlucida.types import Act, Weights
+from camlucida.types import Act, Layout, Weights
+
+ByClass = Float[Tensor, "t b k"]
 
 
 @dataclass(frozen=True)
 class Head:
-    """A recognised head: ``kind`` and its weights, one row a class (``k c``; flattened places for ``flatten``)."""
+    """A recognised head: ``kind`` and its weights, one row a class (``k c``; ``k`` × places for ``flatten``)."""
 
     kind: Literal["gap", "flatten"]
     weight: Float[Tensor, "k w"]
 
-    def gradient(self, by_class: Float[Tensor, "t b k"], act: Act) -> Float[Tensor, "t b c *space"]:
+    def gradient(self, by_class: ByClass, act: Act) -> Float[Tensor, "t b c *space"]:
         """The gradient at the activation, from ``∂y/∂logits``."""
-        rows = by_class @ self.weight.to(by_class)
         if self.kind == "flatten":
+            rows = _rows_of(by_class, self.weight.to(by_class))
             return rows.reshape(*rows.shape[:2], *act.shape[1:])
-        return _everywhere(rows / act[0, 0].numel(), act)
+        rows = self.channel_gradient(by_class, act)
+        return rows.reshape(rows.shape + (1,) * (act.dim() - 2)).expand(rows.shape + act.shape[2:])
 
-    def channel_gradient(self, by_class: Float[Tensor, "t b k"], act: Act) -> Weights | None:
-        """The gradient at any one place, where it is the same at all of them."""
-        if self.kind == "flatten":
-            return None
-        return by_class @ self.weight.to(by_class) / act[0, 0].numel()
-
-
-def _everywhere(rows: Weights, act: Act) -> Float[Tensor, "t b c *space"]:
-    return rows.reshape(rows.shape + (1,) * (act.dim() - 2)).expand(rows.shape + act.shape[2:])
+    def channel_gradient(self, by_class: ByClass, act: Act) -> Weights:
+        """The gradient of a pooled head at any one place: it is the same at all of them."""
+        return _rows_of(by_class, self.weight.to(by_class)) / act[0, 0].numel()
 
 
-def candidates(model: nn.Module) -> list[str]:
-    """The modules that may be such a head's linear map: the last linear layer and the last 1×1 convolution."""
-    modules = named(model)
-    linear = [n for n, m in modules.items() if isinstance(m, nn.Linear)]
-    conv = [n for n, m in modules.items() if _is_pointwise(m)]
-    return [*linear[-1:], *conv[-1:]]
+def _rows_of(by_class: ByClass, weight: Float[Tensor, "k w"]) -> Float[Tensor, "t b w"]:
+    """``by_class @ weight``; where a target looks at one class only, that row is taken instead of multiplied for."""
+    index = by_class.abs().argmax(2)
+    if int((by_class != 0).sum(2).max()) > 1:
+        return by_class @ weight
+    factor = by_class.gather(2, index[..., None])
+    rows = weight[index]
+    return rows if bool((factor == 1).all()) else rows * factor
 
 
-def _is_pointwise(module: nn.Module) -> bool:
-    return (
-        isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        and module.groups == 1
-        and set(module.kernel_size) == {1}
-        and set(module.stride) == {1}
-        and not any(module.padding if isinstance(module.padding, tuple) else ())
-    )
-
-
-def recognise(act: Act, output: object, calls: Sequence[Call]) -> Head | None:
-    """The head that turned ``act`` into ``output``, if it is one of these; None means: ask autograd."""
-    if not isinstance(output, Tensor) or output.dim() != 2:
+def recognise(net: nn.Module, tape: Tape, name: str, layout: Layout, act: Act) -> Head | None:
+    """The linear head that follows a layer, proved on these very pictures; None means: ask autograd."""
+    y = tape.output
+    if not isinstance(y, Tensor) or y.dim() != 2:
         return None
-    with torch.no_grad():
-        linear = (c for c in calls if isinstance(c.module, nn.Linear) or _is_pointwise(c.module))
-        found = (_head(act, output, call) for call in linear)
-        return next((head for head in found if head is not None), None)
-
-
-def _head(act: Act, output: Tensor, call: Call) -> Head | None:
-    pooled = full(act.detach()).flatten(2).mean(2)
-    if isinstance(call.module, nn.Linear):
-        if _same(call.made, output) and _same(call.given, pooled):
-            return _proven(Head("gap", _rows(call)), pooled, output, call)
-        if _same(call.made, output) and _same(call.given, act.flatten(1)):
-            return _proven(Head("flatten", _rows(call)), act.flatten(1), output, call)
-    elif _same(call.given, act):
-        return _proven(Head("gap", _rows(call)), pooled, output, call)
+    for head in _candidates(net, y.shape[1], act):
+        along = _direction(y.detach())
+        (grads,) = tape.gradients((full(y) * along[0]).sum(1)[None], [name], last=False)
+        expected, found = head.gradient(along, act)[0], full(layout(grads[name]))
+        slack = max(torch.finfo(t.dtype).eps for t in (y, tape.acts[name])) ** 0.5 / 4
+        if bool((expected - found).abs().amax() <= slack * expected.abs().amax()):
+            return head
     return None
 
 
-def _rows(call: Call) -> Float[Tensor, "k w"]:
-    return call.module.weight.detach().flatten(1)  # type: ignore[operator]
+def _candidates(net: nn.Module, classes: int, act: Act) -> Iterator[Head]:
+    """Heads that the net's linear modules could be, by the shape of their weights; the last module first."""
+    for module in reversed(named(net).values()):
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            weight = module.weight.detach().flatten(1)
+            if weight.shape == (classes, act.shape[1]):
+                yield Head("gap", weight)
+            if weight.shape == (classes, act[0].numel()) and act[0, 0].numel() > 1:
+                yield Head("flatten", weight)
 
 
-def _proven(head: Head, pooled: Tensor, output: Tensor, call: Call) -> Head | None:
-    """The head, if its weights alone give the model's output: an adapter or a ReLU on the way would show."""
-    bias = call.module.bias
-    logits = nn.functional.linear(full(pooled), full(head.weight), None if bias is None else full(bias))  # type: ignore[arg-type]
-    return head if _same(logits, output) else None
-
-
-def _same(one: object, two: object) -> bool:
-    """Equal but for rounding, judged by the coarser of the two precisions."""
-    if one is two:
-        return True
-    if not (isinstance(one, Tensor) and isinstance(two, Tensor) and one.shape == two.shape):
-        return False
-    slack = max(torch.finfo(t.dtype).eps for t in (one, two)) ** 0.5 / 4
-    a, b = full(one.detach()), full(two.detach())
-    return bool((a - b).abs().amax() <= slack * b.abs().amax())
+def _direction(logits: Float[Tensor, "b k"]) -> ByClass:
+    """A direction of the logits that no head was made for; the same in every call."""
+    steps = torch.arange(1, logits.numel() + 1, dtype=torch.float64).sqrt() * 2.399963
+    return full(steps.cos().reshape(1, *logits.shape).to(logits))

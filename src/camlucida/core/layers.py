@@ -146,7 +146,7 @@ def _look(net: nn.Module, inputs: Inputs, target: Score | None) -> Survey:
     with run(net, one, (), spy=[n for n in modules if n], whole=True) as tape:
         total = target(tape.output).sum() if target else _best(tape.output)
         calls = list(zip(tape.calls, tape.flow(total), strict=True))
-        seen = _places(calls, tuple(inputs.x.shape[2:]))
+        seen = _places(calls, tuple(inputs.x.shape[2:]), len(one.x))
         return Survey(tuple(p for p, _ in seen), tuple(_trunk(seen, modules)))
 
 
@@ -157,13 +157,13 @@ def _best(output: object) -> Tensor:
         raise LayerError(f"the layer cannot be chosen without a score: {problem}") from None
 
 
-def _places(calls: Sequence[tuple[Call, Tensor | None]], space: Grid) -> list[tuple[Place, Call]]:
+def _places(calls: Sequence[tuple[Call, Tensor | None]], space: Grid, count: int) -> list[tuple[Place, Call]]:
     """Each call whose output has space, as a place; tokens get their grid from the ones met before them."""
     found: list[tuple[Place, Call]] = []
     grids: list[Grid] = []
     for order, (call, grad) in enumerate(calls):
-        if call.feature is None or len(call.feature) == 0:
-            continue
+        if call.feature is None or len(call.feature) != count:
+            continue  # no features, or rows that are windows or heads rather than pictures
         try:
             layout = infer(call.feature.shape, space, call.module, grids)
         except LayoutError:
@@ -225,19 +225,23 @@ def _out_of_block(places: Sequence[Place], modules: dict[str, nn.Module]) -> Pla
 
 
 def _block_around(name: str, modules: dict[str, nn.Module]) -> str | None:
-    """The nearest ancestor that is one of a row of blocks: it has a sibling of the same make."""
+    """The nearest ancestor that is one of a row of blocks: it has a sibling of its own kind."""
     parent = name.rpartition(".")[0]
     while parent:
         around = parent.rpartition(".")[0]
         kin = (m for n, m in modules.items() if n and n != parent and n.rpartition(".")[0] == around)
-        if any(_make(m) == _make(modules[parent]) for m in kin):
+        if any(_alike(m, modules[parent]) for m in kin):
             return parent
         parent = around
     return None
 
 
-def _make(module: nn.Module) -> tuple[type, frozenset[type]]:
-    return type(module), frozenset(type(m) for m in module.children())
+def _alike(one: nn.Module, two: nn.Module) -> bool:
+    """Of one class; mere containers must hold the same classes, too."""
+    if type(one) is not type(two):
+        return False
+    plain = isinstance(one, nn.Sequential | nn.ModuleList)
+    return not plain or {type(m) for m in one.children()} == {type(m) for m in two.children()}
 
 
 def _depth(name: str) -> int:

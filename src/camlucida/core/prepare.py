@@ -62,8 +62,14 @@ def _from_pictures(model: nn.Module, sources: Sequence[Any], preprocess: Preproc
     made = [preprocess(p.image) for p in opened]
     like = next((p for p in unwrap(model).parameters() if p.is_floating_point()), torch.empty(0))
     batch = torch.stack([tensor for tensor, _ in made]).to(like.device, like.dtype)
-    names, images = tuple(p.name for p in opened), tuple(p.image for p in opened)
-    return Inputs((batch,)), Pictures(tuple(batch.shape[2:]), names, tuple(f for _, f in made), images)
+    pictures = Pictures(
+        space=tuple(batch.shape[2:]),
+        names=tuple(p.name for p in opened),
+        frames=tuple(frame for _, frame in made),
+        images=tuple(p.image for p in opened),
+        notes=tuple("; ".join(p.notes) for p in opened),
+    )
+    return Inputs((batch,)), pictures
 
 
 Source = str | PathLike[str] | bytes | Tensor | tuple[Any, ...] | Mapping[str, Any] | Sequence[Any]

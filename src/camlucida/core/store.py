@@ -80,6 +80,7 @@ def _arrays(e: Explanation) -> tuple[Arrays, str]:
         "statuses": e.statuses,
         "labels": e.labels,
         "names": e.pictures.names,
+        "notes": e.pictures.notes,
         "space": e.pictures.space,
         "frames": [dataclasses.astuple(f) for f in e.pictures.frames],
         "steps": e.steps,
@@ -145,12 +146,13 @@ def _rebuilt(arrays: Arrays, text: str) -> Explanation:
         frames=tuple(Frame(w, h, tuple(box)) for w, h, box in told["frames"]),
         images=tuple(Image.fromarray(arrays[f"image {i}"].numpy()) for i in range(count)),
         tensor=arrays.get("tensor"),
+        notes=tuple(told["notes"]),
     )
     return Explanation(
         map=arrays["map"],
         scores=arrays["scores"],
         statuses=tuple(told["statuses"]),
-        facts=Facts(**told["facts"]),
+        facts=Facts(**{**told["facts"], "notes": tuple(told["facts"]["notes"])}),
         pictures=pictures,
         classes=arrays.get("classes"),
         logits=arrays.get("logits"),

@@ -139,7 +139,7 @@ def classes(index: Any, score: str = "logit") -> ClassTarget:
     [0.8999999761581421, 0.800000011920929]
     """
     _known(score)
-    several = isinstance(index, Iterable) and not (isinstance(index, Tensor) and index.dim() == 0)
+    several = isinstance(index, Iterable) and getattr(index, "ndim", 1) > 0
     found = tuple(_whole(i) for i in (index if several else [index]))
     if not found:
         raise TargetError("classes() was given an empty sequence: name at least one class.")
@@ -164,8 +164,8 @@ top1 = ClassTarget()
 
 def _whole(value: Any) -> int:
     try:
-        if isinstance(value, bool):
-            raise TypeError
+        if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+            raise TypeError  # True is an index to Python, but a mask to whoever wrote it
         return operator.index(value)
     except TypeError:
         raise TargetError(f"a class is asked for by its index, a whole number; got {value!r}.") from None
@@ -187,6 +187,28 @@ def as_target(target: Any) -> Target:
             "several classes of every picture are sweep(model, x, targets=[…])."
         )
     return target if callable(target) and not isinstance(target, Tensor) else classes(target)
+
+
+def scores(asked: Sequence[Target], output: Output, count: int) -> Float[Tensor, "t b"]:
+    """Every target's scores, checked; any number of class targets in one go. Raises: TargetError."""
+    if all(isinstance(t, ClassTarget) for t in asked):
+        y = logits(output)
+        y = y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
+        return class_scores(asked, y.expand(len(asked), *y.shape))  # type: ignore[arg-type]
+    return torch.stack([score(t, output, count) for t in asked])
+
+
+def class_scores(asked: Sequence[ClassTarget], y: Float[Tensor, "t b k"]) -> Float[Tensor, "t b"]:
+    """The scores of many class targets, each from its own copy of the logits: one operation for each way of scoring."""
+    index = torch.stack([t.pick(row) for t, row in zip(asked, y, strict=True)])
+    found: list[Tensor] = [torch.empty(0)] * len(asked)
+    for way in dict.fromkeys(t.score for t in asked):
+        rows = [i for i, t in enumerate(asked) if t.score == way]
+        some = y if len(rows) == len(asked) else y[rows]
+        values = SCORES[way](some.flatten(0, 1), index[rows].flatten()).reshape(len(rows), -1)
+        for row, value in zip(rows, values, strict=True):
+            found[row] = value
+    return torch.stack(found)
 
 
 def score(target: Target, output: Output, count: int) -> Scores:

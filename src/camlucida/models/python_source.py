@@ -39,8 +39,8 @@ def build(name: str, weights: str | None, partial: bool) -> Model:
     net = made if isinstance(made, nn.Module) and not _complete(made) else getattr(made, "net", None)
     if not isinstance(net, nn.Module):
         raise ModelError(
-            f"'{printable(name)}' gave something {_kind(made)}: it must return an nn.Module, or something whose .net is one, "
-            "with .preprocess and .labels."
+            f"'{printable(name)}' gave something {_kind(made)}: it must return an nn.Module, or something whose .net "
+            "is one, with .preprocess and .labels."
         )
     fitted = (*held.notes, *fit(net, held.state, partial)) if held else ()
     preprocess, said = _preprocess(made)
