@@ -77,8 +77,8 @@ def threads(count: int, pictures: int) -> str:
         one.start()
     for one in crew:
         one.join()
-    done = count * len(jobs)
-    return f"{done} maps in {count} threads: {len(wrong)} wrong bits or errors, {done / (time.perf_counter() - begin):.0f}/s"
+    done, took = count * len(jobs), time.perf_counter() - begin
+    return f"{done} maps in {count} threads: {len(wrong)} wrong bits or errors, {done / took:.0f}/s"
 
 
 def seconds(*call: str, rounds: int = 7) -> float:

@@ -14,7 +14,8 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from test_images import encoded, open_picture, photo, same
 
 from camlucida.errors import InputError, PictureError
-from camlucida.frame import IMAGENET, Frame, Preprocess, to_rgb
+from camlucida.frame import IMAGENET, Frame, Preprocess
+from camlucida.pixels import to_rgb
 
 MEAN, STD = IMAGENET.mean, IMAGENET.std
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")

@@ -578,9 +578,9 @@ def test_p21_closed_form_is_taken_and_asks_autograd_for_its_proof_alone(
 ) -> None:
     net, rows, gradients = nets.TAILS[name](2, 6), [], capture.Tape.gradients
 
-    def counted(self: capture.Tape, scores: Tensor, *rest: Any, **how: Any) -> Any:
-        rows.append(len(scores))
-        return gradients(self, scores, *rest, **how)
+    def counted(self: capture.Tape, at: Tensor, along: Tensor, *rest: Any, **how: Any) -> Any:
+        rows.append(len(along))
+        return gradients(self, at, along, *rest, **how)
 
     monkeypatch.setattr(capture.Tape, "gradients", counted)
     cl.sweep(net, net.x(2), targets=range(5), methods=NO_HEAD, layers=[net.layer])

@@ -1,21 +1,16 @@
-"""How pixels become the model's tensor, and the rectangle of the picture that the tensor stands for.
+"""How a picture becomes the model's tensor (`Preprocess`), and the rectangle that the tensor stands for (`Frame`)."""
 
-Three steps, each usable alone: any kind of pixels → 8-bit RGB (`to_rgb`, `from_array`), RGB → tensor (`Preprocess`),
-tensor ↔ picture (`Frame`).
-"""
-
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image
 from torch import Tensor
 
-from camlucida.errors import InputError, PictureError
+from camlucida.errors import InputError
+from camlucida.pixels import to_rgb
 
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels of the upright picture."""
@@ -25,7 +20,6 @@ _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS,
 }  # fmt: skip
 _LARGEST_STEP = 16_000_000  # pixels of a resized picture before it is cut; beyond, only what survives is computed
-_16_TO_8 = ((np.arange(65536) + 128) // 257).astype(np.uint8)  # 65535 = 257 · 255: both ends are kept
 
 
 # ----------------------------------------------------------------------------------------------------------- geometry
@@ -175,7 +169,7 @@ def _resample(picture: Image.Image, plan: _Plan, how: Image.Resampling) -> Image
     inside = max(0, x), max(0, y), min(rw, x + plan.out[0]), min(rh, y + plan.out[1])
     if rw * rh <= _LARGEST_STEP:
         return picture.resize(plan.resized, how).crop(inside)
-    # Not the rule, because it is not bit-equal: Pillow rounds the rectangle to 32-bit floats and may swap its passes.
+    # Not the rule: most results of this differ from resize-then-crop by a few grey levels, some by more.
     w, h = picture.size
     part = inside[0] * w / rw, inside[1] * h / rh, inside[2] * w / rw, inside[3] * h / rh
     return picture.resize((inside[2] - inside[0], inside[3] - inside[1]), how, box=part)
@@ -186,93 +180,3 @@ def _padded(x: Float[Tensor, "c h w"], plan: _Plan) -> Float[Tensor, "c H W"]:
     (w, h), left, top = plan.out, max(0, -plan.start[0]), max(0, -plan.start[1])
     right, bottom = w - left - x.shape[2], h - top - x.shape[1]
     return torch.nn.functional.pad(x, (left, right, top, bottom)) if (left, top, right, bottom) != (0, 0, 0, 0) else x
-
-
-# ------------------------------------------------------------------------------------------- any kind of pixels → RGB
-def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """Any Pillow mode as 8-bit RGB, and notes on what was done: alpha over white, 16 and 32 bits scaled to 8.
-
-    Raises:
-        PictureError: pixels are NaN or infinite.
-
-    >>> to_rgb(Image.new("LA", (1, 1), (0, 0)))[0].getpixel((0, 0))
-    (255, 255, 255)
-    """
-    if image.mode.startswith(("I", "F")):
-        return _deep_to_rgb(image)
-    if image.mode == "LAB":
-        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
-        return converted or image, []
-    if not image.has_transparency_data:
-        return image.convert("RGB"), []
-    clear = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    alpha = clear.getchannel("A")
-    if alpha.getextrema() == (255, 255):
-        return clear.convert("RGB"), []
-    white = Image.new("RGB", clear.size, "white")
-    white.paste(clear, mask=alpha)
-    return white, ["alpha laid over white"]
-
-
-def from_array(array: NDArray[Any]) -> tuple[Image.Image, list[str]]:
-    """An array (h w), (h w 1), (h w 3) or (h w 4) of uint8, uint16, bool or floats in [0, 1] as an 8-bit picture.
-
-    Raises:
-        PictureError: another shape or kind of number, or floats outside [0, 1].
-
-    >>> from_array(np.ones((4, 6, 3)))[0].size
-    (6, 4)
-    """
-    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
-        first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
-        hint = "; channels come last: array.transpose(1, 2, 0)" if first else ""
-        raise PictureError(f"an array of shape {array.shape} is not (h w), (h w 1), (h w 3) or (h w 4){hint}")
-    pixels, notes = _array_to_8(array[:, :, 0] if array.shape[2:] == (1,) else array)
-    return Image.fromarray(np.ascontiguousarray(pixels)), notes
-
-
-def _array_to_8(array: NDArray[Any]) -> tuple[NDArray[np.uint8], list[str]]:
-    if array.dtype == np.uint8:
-        return array, []
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255), []
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        return _16_TO_8[array], ["16-bit scaled to 8"]
-    if array.dtype.kind != "f":
-        raise PictureError(f"an array of {array.dtype} is ambiguous; give uint8, uint16, bool or floats in [0, 1]")
-    low, high = _finite_range(array)
-    if low < 0 or high > 1:
-        raise PictureError(f"floats must lie in [0, 1]; these go from {low:g} to {high:g}")
-    return _stretch(array, 0.0, 1.0), []
-
-
-def _deep_to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """16 bits by 255 / 65535; 32 bits as they are where they fit 8, else as 16 bits, else by their own range."""
-    values = np.asarray(image)
-    low, high = _finite_range(values)
-    sixteen = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
-    if image.mode == "F" and 0 <= low and high <= 1:
-        pixels, note = _stretch(values, 0.0, 1.0), "floats in 0..1 scaled to 8 bits"
-    elif image.mode != "F" and not sixteen and 0 <= low and high <= 255:
-        pixels, note = values.astype(np.uint8), "32-bit numbers in 0..255 taken as 8-bit"
-    elif image.mode != "F" and 0 <= low and high <= 65535:
-        pixels, note = _16_TO_8[values], "16-bit scaled to 8"
-    else:
-        pixels, note = _stretch(values, low, high), f"values from {low:g} to {high:g} scaled to 8 bits"
-    return Image.fromarray(pixels).convert("RGB"), [note]
-
-
-def _finite_range(values: NDArray[Any]) -> tuple[float, float]:
-    low, high = float(values.min()), float(values.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise PictureError("pixels are NaN or infinite")
-    return low, high
-
-
-def _stretch(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """low..high → 0..255 in double precision, a few rows at a time so that memory stays that of the result."""
-    result, gain = np.empty(values.shape, np.uint8), 255 / (high - low) if high > low else 0.0
-    for top in range(0, len(values), 64):
-        result[top : top + 64] = (values[top : top + 64].astype(np.float64) - low) * gain + 0.5
-    return result

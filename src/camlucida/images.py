@@ -22,7 +22,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from camlucida.errors import PictureError
 from camlucida.files import looks_like, printable
-from camlucida.frame import from_array, to_rgb
+from camlucida.pixels import from_array, to_rgb
 
 # BytesIO is an IO[bytes] to a static checker but not to one that looks at the object: it has neither mode nor name
 _File: TypeAlias = io.BufferedIOBase | IO[bytes]

@@ -79,19 +79,16 @@ class Tape:
     calls: tuple[Call, ...]
     seconds: float
 
-    def gradients(
-        self, scores: Float[Tensor, "t b"], names: Sequence[str], last: bool = True
-    ) -> list[dict[str, Tensor]]:
-        """``∂(score of target t) / ∂(activation of each named layer)``, one dict a target, in the layer's own shape.
+    def gradients(self, at: Tensor, along: Tensor, names: Sequence[str], last: bool = True) -> dict[str, Tensor]:
+        """``along · ∂at/∂A`` at each named layer, in the layer's own shape; ``along`` is ``t`` directions of ``at``.
 
-        Raises: LayerError where a layer is not on the path to the scores.
+        Raises: LayerError where ``at`` does not depend on a layer.
         """
-        acts = [self.acts[n] for n in names]
-        stacked = vjp(scores.sum(1), acts, keep=not last)
-        off = [n for n, g in zip(names, stacked, strict=True) if g is None]
-        if off:
+        found = vjp(at, along, [self.acts[n] for n in names], keep=not last)
+        kept = {n: g for n, g in zip(names, found, strict=True) if g is not None}
+        if off := [n for n in names if n not in kept]:
             raise _Unseen(f"layer {off[0]!r} ran, but the score does not depend on it")
-        return [dict(zip(names, (g[t] for g in stacked if g is not None), strict=True)) for t in range(len(scores))]
+        return kept
 
     def flow(self, score: Float[Tensor, ""]) -> list[Tensor | None]:
         """The gradient of one number at what every noted call made; None where it does not depend on it."""
@@ -101,36 +98,35 @@ class Tape:
         return [next(grads) if m is not None and m.requires_grad else None for m in made]
 
 
-def vjp(totals: Float[Tensor, " t"], acts: Sequence[Tensor], keep: bool) -> list[Tensor | None]:
-    """Vector-Jacobian products of many totals at once, ``t`` first, at least float32; None off the path.
+def vjp(at: Tensor, along: Tensor, acts: Sequence[Tensor], keep: bool = False) -> list[Tensor | None]:
+    """Vector-Jacobian products of ``at`` along many directions, ``t`` first, at least float32; None off the path.
 
     Half-precision gradients are scaled: up, so that small ones survive; where that overflows, not, then down.
     """
-    if not totals.requires_grad:
+    if not at.requires_grad:
         return [None] * len(acts)
     scales = [1024.0, 1.0, 1 / 1024] if any(a.dtype == torch.float16 for a in acts) else [1.0]
     for scale in scales:
         last = scale == scales[-1]
-        found = [None if g is None else full(g) / scale for g in _rows(totals, acts, keep or not last, scale)]
+        rows = _rows(at, (along * scale).to(at.dtype), acts, keep or not last)
+        found = [None if g is None else full(g) / scale if scale != 1 else full(g) for g in rows]
         if last or all(bool(g.isfinite().all()) for g in found if g is not None):
             break
     return found
 
 
-def _rows(totals: Float[Tensor, " t"], acts: Sequence[Tensor], keep: bool, scale: float) -> list[Tensor | None]:
-    """Batched, or target by target where a layer's backward cannot be batched."""
-    if len(totals) > 1:
+def _rows(at: Tensor, along: Tensor, acts: Sequence[Tensor], keep: bool) -> list[Tensor | None]:
+    """Batched, or direction by direction where a layer's backward cannot be batched."""
+    if len(along) > 1:
         try:
-            eye = torch.eye(len(totals), dtype=totals.dtype, device=totals.device) * scale
-            return list(torch.autograd.grad(totals, acts, eye, True, is_grads_batched=True, allow_unused=True))
+            return list(torch.autograd.grad(at, acts, along, True, is_grads_batched=True, allow_unused=True))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
             pass  # an operation without a batching rule (a custom autograd function): the loop below needs none
     rows = []
-    for i, total in enumerate(totals):
-        more = keep or i + 1 < len(totals)
-        rows.append(torch.autograd.grad(total, acts, torch.full_like(total, scale), more, allow_unused=True))
+    for i, one in enumerate(along):
+        rows.append(torch.autograd.grad(at, acts, one, keep or i + 1 < len(along), allow_unused=True))
     return [None if col[0] is None else torch.stack(col) for col in zip(*rows, strict=True)]
 
 
@@ -150,6 +146,7 @@ class _Watch:
         self.names, self.layers = names, set(layers)
         self.acts: dict[str, Tensor] = {}
         self.calls: list[Call] = []
+        self.times: dict[str, int] = {}
 
     def __call__(self, module: nn.Module, args: Any, *rest: Any) -> Any:
         # rest is (kwargs, made), or (made,) in another thread that meets the hook while it is half put in.
@@ -158,8 +155,11 @@ class _Watch:
         kwargs, made = rest
         name, tensor = self.names[module], feature(made)
         given = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-        self.calls.append(Call(name, module, given, made, tensor))
-        if name not in self.layers or name in self.acts or tensor is None:
+        if name not in self.layers:
+            self.calls.append(Call(name, module, given, made, tensor))
+            return None
+        self.times[name] = self.times.get(name, 0) + 1
+        if name in self.acts or tensor is None:
             return None
         self.acts[name] = act = _leaf(tensor, given)
         torch.set_grad_enabled(True)
@@ -259,7 +259,7 @@ def _recorded(inputs: Inputs, watch: _Watch, layers: Sequence[str]) -> Inputs:
 
 def _check(watch: _Watch, layers: Sequence[str]) -> None:
     for name in (n for n in layers if n != "input"):
-        times = sum(c.name == name for c in watch.calls)
+        times = watch.times.get(name, 0)
         if times == 0:
             raise _Unseen(f"layer {name!r} did not run in this forward pass")
         if times > 1:

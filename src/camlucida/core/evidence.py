@@ -1,21 +1,23 @@
 """What one forward pass answers: the maps of every target, by every method, at every layer, while its graph lives.
 
-Two ways lead to the same gradient. Where the head has a closed form (`heads`) and many are asked for, it is written
-down from the weights; elsewhere autograd computes it, many targets at a time, in chunks that fit a memory budget.
+Class targets are first brought to the logits: what they ask for is a direction there. From the logits two ways lead
+back to a layer. Where the head has a closed form (`heads`) and many are asked for, the gradient is written down from
+its weights; elsewhere autograd computes it, many directions at a time, in chunks that fit a memory budget.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from camlucida.core import heads
+from camlucida.core import heads, targets
 from camlucida.core.capture import Tape, full, vjp
 from camlucida.core.heads import Head
-from camlucida.core.targets import ClassTarget, class_scores
+from camlucida.core.targets import ClassTarget
 from camlucida.errors import MethodError
 from camlucida.methods.gradient import at_gap_map
 from camlucida.registry import Method
@@ -23,6 +25,38 @@ from camlucida.types import Act, Layout, Target
 
 GRADIENT_BYTES = 2**28  # the gradients of many targets are taken in chunks of at most this size
 WORTH = 4  # from so many targets on it pays to prove a closed form, which costs one backward pass of the tail
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Targets put to one output: their scores ``t b``, and the directions ``along`` which to go back from ``at``.
+
+    For class targets ``at`` is the logits, and ``index`` ``t b`` the classes; else it is the scores themselves.
+    """
+
+    scores: Float[Tensor, "t b"]
+    at: Tensor
+    along: Tensor
+    index: Int[Tensor, "t b"] | None = None
+
+
+def put(asked: Sequence[Target], output: Any, count: int) -> Asked:
+    """Put targets to a model's output. Raises: TargetError where one does not fit it."""
+    plain = [t for t in asked if isinstance(t, ClassTarget)]
+    if len(plain) < len(asked):  # a target of one's own may look past the logits
+        scores = targets.scores(asked, output, count)
+        return Asked(scores.detach(), scores.sum(1), torch.eye(len(asked), device=scores.device))
+    y = targets.logits(output)
+    index = targets.picks(plain, y.detach())
+    leaf = full(y.detach()).repeat(len(plain), 1, 1)
+    if all(t.score == "logit" for t in plain):  # a logit's direction is its own axis
+        return Asked(
+            leaf.gather(2, index[..., None])[..., 0], y, leaf.zero_().scatter_(2, index[..., None], 1.0), index
+        )
+    leaf.requires_grad_()
+    scores = targets.class_scores(plain, leaf, index)
+    (along,) = vjp(scores.sum(), torch.ones(1, device=y.device), [leaf])
+    return Asked(scores.detach(), y, torch.zeros_like(leaf) if along is None else along[0], index)
 
 
 @dataclass(frozen=True)
@@ -40,26 +74,27 @@ class Evidence:
     tape: Tape
     layouts: Mapping[str, Layout]
     net: nn.Module
+    asked: Asked
     closed: bool = True
 
-    def answers(self, scores: Float[Tensor, "t b"], asked: Sequence[Target], methods: Sequence[Method]) -> Answers:
+    def answers(self, methods: Sequence[Method]) -> Answers:
         """The maps of all targets by all methods at all layers.
 
         Raises: LayerError where the score does not depend on a layer; MethodError where a method needs a linear head.
         """
         acts = {n: full(layout(self.tape.acts[n].detach())) for n, layout in self.layouts.items()}
-        known = {n: self._head(n, a, asked, methods) for n, a in acts.items()}
+        known = {n: self._head(n, a, methods) for n, a in acts.items()}
         _refuse_headless(known, methods)
         found: dict[tuple[str, Method], list[Tensor]] = {(n, m): [] for n in acts for m in methods}
         zero: dict[str, list[Tensor]] = {n: [] for n in acts}
-        by_class = _by_class(self.tape.output, asked) if any(known.values()) else None  # type: ignore[arg-type]
         for name, head in known.items():
-            if head is not None and by_class is not None:
-                zero[name].append(_closed_zero(head, by_class, acts[name]))
+            if head is not None:
+                rows = head.rows(self.asked.along, acts[name])
+                zero[name].append((rows == 0).all(2))
                 for method in methods:
-                    found[name, method].append(_closed(method, head, by_class, acts[name]))
+                    found[name, method].append(_closed(method, head, rows, acts[name]))
         graph = [n for n, head in known.items() if head is None]
-        for grads in _chunks(self.tape, graph, scores) if graph else ():
+        for grads in self._chunks(graph) if graph else ():
             for name in graph:
                 grad = full(self.layouts[name](grads[name]))
                 zero[name].append((grad == 0).flatten(1).all(1)[None])
@@ -67,11 +102,29 @@ class Evidence:
                     found[name, method].append(method(acts[name], grad)[None])
         return Answers({k: torch.cat(v) for k, v in found.items()}, {k: torch.cat(v) for k, v in zero.items()})
 
-    def _head(self, name: str, act: Act, asked: Sequence[Target], methods: Sequence[Method]) -> Head | None:
+    def _head(self, name: str, act: Act, methods: Sequence[Method]) -> Head | None:
         """The closed form of what follows a layer, where one is proved and worth the proof."""
-        wanted = any(m.needs == "head" for m in methods) or (self.closed and len(asked) >= WORTH)
-        plain = all(isinstance(t, ClassTarget) for t in asked)  # other targets may look past the logits
-        return heads.recognise(self.net, self.tape, name, self.layouts[name], act) if wanted and plain else None
+        wanted = any(m.needs == "head" for m in methods) or (self.closed and len(self.asked.along) >= WORTH)
+        if not wanted or self.asked.index is None:
+            return None
+        return heads.recognise(self.net, self.tape, name, self.layouts[name], act)
+
+    def _chunks(self, names: Sequence[str]) -> Iterator[Mapping[str, Tensor]]:
+        """Gradients target by target, computed many at a time: as many as fit, halved when memory runs out."""
+        acts, along = self.tape.acts, self.asked.along
+        each = sum(acts[n].numel() * acts[n].element_size() for n in names)
+        size, start = max(1, min(len(along), GRADIENT_BYTES // each)), 0
+        while start < len(along):
+            some, last = along[start : start + size], start + size >= len(along)
+            try:
+                grads = self.tape.gradients(self.asked.at, some, names, last)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size = math.ceil(size / 2)
+                continue
+            yield from ({n: g[i] for n, g in grads.items()} for i in range(len(some)))
+            start += size
 
 
 def _refuse_headless(known: Mapping[str, Head | None], methods: Sequence[Method]) -> None:
@@ -84,35 +137,7 @@ def _refuse_headless(known: Mapping[str, Head | None], methods: Sequence[Method]
         )
 
 
-def _by_class(output: Tensor, asked: Sequence[ClassTarget]) -> heads.ByClass:
-    """``∂(score of each target)/∂logits``: all that a linear head needs to know of a target."""
-    leaf = full(output.detach()).repeat(len(asked), 1, 1).requires_grad_()
-    grads = vjp(class_scores(asked, leaf).sum()[None], [leaf], keep=False)[0]
-    return torch.zeros_like(leaf) if grads is None else grads[0]
-
-
-def _closed_zero(head: Head, by_class: heads.ByClass, act: Act) -> Bool[Tensor, "t b"]:
-    rows = head.channel_gradient(by_class, act) if head.kind == "gap" else head.gradient(by_class, act).flatten(2)
-    return (rows == 0).all(2)
-
-
-def _closed(method: Method, head: Head, by_class: heads.ByClass, act: Act) -> Float[Tensor, "t b *space"]:
+def _closed(method: Method, head: Head, rows: Float[Tensor, "t b w"], act: Act) -> Float[Tensor, "t b *space"]:
     if head.kind == "gap" and method.at_gap is not None:
-        return at_gap_map(method.at_gap(head.channel_gradient(by_class, act), act), act)
-    return torch.stack([method(act, head.gradient(row[None], act)[0]) for row in by_class])
-
-
-def _chunks(tape: Tape, names: Sequence[str], scores: Float[Tensor, "t b"]) -> Iterator[Mapping[str, Tensor]]:
-    """Gradients target by target, computed many at a time: as many as fit the budget, halved when memory runs out."""
-    each = sum(tape.acts[n].numel() * tape.acts[n].element_size() for n in names)
-    size, start = max(1, min(len(scores), GRADIENT_BYTES // each)), 0
-    while start < len(scores):
-        try:
-            grads = tape.gradients(scores[start : start + size], names, last=start + size >= len(scores))
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            size = math.ceil(size / 2)
-            continue
-        yield from grads
-        start += size
+        return at_gap_map(method.at_gap(rows, act), act)
+    return torch.stack([method(act, head.spread(row[None], act)[0]) for row in rows])

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from camlucida import maps
 from camlucida.core import layers as layers_
 from camlucida.core import targets as targets_
 from camlucida.core.capture import Inputs, Tape, clock, read
-from camlucida.core.evidence import Answers, Evidence
+from camlucida.core.evidence import Answers, Evidence, put
 from camlucida.core.explanation import Explanation, Facts, Pictures
 from camlucida.core.layouts import infer
 from camlucida.core.prepare import prepare
@@ -94,6 +94,7 @@ class _Seen:
     answers: Answers
     layouts: dict[str, Layout]
     scores: Float[Tensor, "t b"]
+    index: Int[Tensor, "t b"] | None
     logits: Float[Tensor, "b k"] | None
     seconds: float
 
@@ -149,15 +150,15 @@ class _Question:
                 rows = f"{len(act)} rows for {count} picture{'s' * (count > 1)}"
                 raise LayerError(f"layer {name!r} gave {rows}: windows, heads or steps, which are no map of a picture")
         layouts = {n: layout or self._layout(n, tape.acts[n]) for n, layout in known.items()}
-        scores = targets_.scores(self.targets, tape.output, count)
+        asked = put(self.targets, tape.output, count)
         with torch.autocast(self.inputs.x.device.type, enabled=False):  # maps are summed in full precision
-            evidence = Evidence(tape, layouts, unwrap(self.net))
-            found = evidence.answers(scores, self.targets, list(dict.fromkeys(self.methods)))
+            evidence = Evidence(tape, layouts, unwrap(self.net), asked)
+            found = evidence.answers(list(dict.fromkeys(self.methods)))
         try:
             logits = targets_.logits(tape.output).detach()
         except TargetError:
             logits = None  # a model of another kind, explained by a target of the user's own
-        return _Seen(found, layouts, scores.detach(), logits, tape.seconds)
+        return _Seen(found, layouts, asked.scores, asked.index, logits, tape.seconds)
 
     def _layout(self, name: str, act: Tensor) -> Layout:
         space = tuple(self.inputs.x.shape[2:])
@@ -197,9 +198,13 @@ class _Told:
     statuses: dict[tuple[str, Method], list[tuple[maps.Status, ...]]]
 
 
+def _class_of(target: Target, logits: Tensor | None) -> Tensor | None:
+    return target.pick(logits) if isinstance(target, targets_.ClassTarget) and logits is not None else None
+
+
 def _explanation(seen: _Seen, target: Target, t: int, method: Method, name: str, told: _Told) -> Explanation:
     raw = seen.answers.maps[name, method][t]
-    picked = target.pick(seen.logits) if isinstance(target, targets_.ClassTarget) and seen.logits is not None else None
+    picked = seen.index[t] if seen.index is not None else _class_of(target, seen.logits)
     spoken = str(target) if isinstance(target, targets_.ClassTarget) else getattr(target, "__name__", "own target")
     facts = Facts(
         target=spoken,

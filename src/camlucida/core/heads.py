@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from camlucida.core.capture import Tape, full
 from camlucida.core.scope import named
-from camlucida.types import Act, Layout, Weights
+from camlucida.types import Act, Layout
 
-ByClass = Float[Tensor, "t b k"]
+Along = Float[Tensor, "t b k"]
 
 
 @dataclass(frozen=True)
@@ -28,25 +28,24 @@ class Head:
     kind: Literal["gap", "flatten"]
     weight: Float[Tensor, "k w"]
 
-    def gradient(self, by_class: ByClass, act: Act) -> Float[Tensor, "t b c *space"]:
-        """The gradient at the activation, from ``∂y/∂logits``."""
+    def rows(self, along: Along, act: Act) -> Float[Tensor, "t b w"]:
+        """The gradient along directions of the logits: of a pooled head at any one place, else at all, flattened."""
+        rows = _rows_of(along, self.weight.to(along))
+        return rows / act[0, 0].numel() if self.kind == "gap" else rows
+
+    def spread(self, rows: Float[Tensor, "t b w"], act: Act) -> Float[Tensor, "t b c *space"]:
+        """The gradient of that at every place of the activation."""
         if self.kind == "flatten":
-            rows = _rows_of(by_class, self.weight.to(by_class))
             return rows.reshape(*rows.shape[:2], *act.shape[1:])
-        rows = self.channel_gradient(by_class, act)
         return rows.reshape(rows.shape + (1,) * (act.dim() - 2)).expand(rows.shape + act.shape[2:])
 
-    def channel_gradient(self, by_class: ByClass, act: Act) -> Weights:
-        """The gradient of a pooled head at any one place: it is the same at all of them."""
-        return _rows_of(by_class, self.weight.to(by_class)) / act[0, 0].numel()
 
-
-def _rows_of(by_class: ByClass, weight: Float[Tensor, "k w"]) -> Float[Tensor, "t b w"]:
-    """``by_class @ weight``; where a target looks at one class only, that row is taken instead of multiplied for."""
-    index = by_class.abs().argmax(2)
-    if int((by_class != 0).sum(2).max()) > 1:
-        return by_class @ weight
-    factor = by_class.gather(2, index[..., None])
+def _rows_of(along: Along, weight: Float[Tensor, "k w"]) -> Float[Tensor, "t b w"]:
+    """``along @ weight``; where a target looks at one class only, that row is taken instead of multiplied for."""
+    index = along.abs().argmax(2)
+    if int((along != 0).sum(2).max()) > 1:
+        return along @ weight
+    factor = along.gather(2, index[..., None])
     rows = weight[index]
     return rows if bool((factor == 1).all()) else rows * factor
 
@@ -58,8 +57,8 @@ def recognise(net: nn.Module, tape: Tape, name: str, layout: Layout, act: Act) -
         return None
     for head in _candidates(net, y.shape[1], act):
         along = _direction(y.detach())
-        (grads,) = tape.gradients((full(y) * along[0]).sum(1)[None], [name], last=False)
-        expected, found = head.gradient(along, act)[0], full(layout(grads[name]))
+        expected = head.spread(head.rows(along, act), act)[0]
+        found = full(layout(tape.gradients(y, along, [name], last=False)[name][0]))
         slack = max(torch.finfo(t.dtype).eps for t in (y, tape.acts[name])) ** 0.5 / 4
         if bool((expected - found).abs().amax() <= slack * expected.abs().amax()):
             return head
@@ -77,7 +76,7 @@ def _candidates(net: nn.Module, classes: int, act: Act) -> Iterator[Head]:
                 yield Head("flatten", weight)
 
 
-def _direction(logits: Float[Tensor, "b k"]) -> ByClass:
+def _direction(logits: Float[Tensor, "b k"]) -> Along:
     """A direction of the logits that no head was made for; the same in every call."""
     steps = torch.arange(1, logits.numel() + 1, dtype=torch.float64).sqrt() * 2.399963
     return full(steps.cos().reshape(1, *logits.shape).to(logits))

@@ -189,26 +189,34 @@ def as_target(target: Any) -> Target:
     return target if callable(target) and not isinstance(target, Tensor) else classes(target)
 
 
-def scores(asked: Sequence[Target], output: Output, count: int) -> Float[Tensor, "t b"]:
-    """Every target's scores, checked; any number of class targets in one go. Raises: TargetError."""
-    if all(isinstance(t, ClassTarget) for t in asked):
-        y = logits(output)
-        y = y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
-        return class_scores(asked, y.expand(len(asked), *y.shape))  # type: ignore[arg-type]
-    return torch.stack([score(t, output, count) for t in asked])
+def picks(asked: Sequence[ClassTarget], y: Logits) -> Int[Tensor, "t b"]:
+    """The class of every target and picture, in one go where each target names one. Raises: TargetError."""
+    if not all(len(t.indices) == 1 for t in asked):
+        return torch.stack([t.pick(y) for t in asked])
+    index = [t.indices[0] for t in asked]
+    asked[index.index(min(index))].pick(y), asked[index.index(max(index))].pick(y)  # the two that could be out of range
+    return torch.tensor(index, device=y.device)[:, None].expand(-1, len(y))
 
 
-def class_scores(asked: Sequence[ClassTarget], y: Float[Tensor, "t b k"]) -> Float[Tensor, "t b"]:
+def class_scores(
+    asked: Sequence[ClassTarget], y: Float[Tensor, "t b k"], index: Int[Tensor, "t b"]
+) -> Float[Tensor, "t b"]:
     """The scores of many class targets, each from its own copy of the logits: one operation for each way of scoring."""
-    index = torch.stack([t.pick(row) for t, row in zip(asked, y, strict=True)])
-    found: list[Tensor] = [torch.empty(0)] * len(asked)
-    for way in dict.fromkeys(t.score for t in asked):
-        rows = [i for i, t in enumerate(asked) if t.score == way]
-        some = y if len(rows) == len(asked) else y[rows]
-        values = SCORES[way](some.flatten(0, 1), index[rows].flatten()).reshape(len(rows), -1)
-        for row, value in zip(rows, values, strict=True):
-            found[row] = value
-    return torch.stack(found)
+    ways = [t.score for t in asked]
+    if len(set(ways)) == 1:
+        return SCORES[ways[0]](y.flatten(0, 1), index.flatten()).reshape(len(asked), -1)
+    rows = {way: [i for i, w in enumerate(ways) if w == way] for way in dict.fromkeys(ways)}
+    found = {
+        i: value
+        for way, at in rows.items()
+        for i, value in zip(at, SCORES[way](y[at].flatten(0, 1), index[at].flatten()).reshape(len(at), -1), strict=True)
+    }
+    return torch.stack([found[i] for i in range(len(asked))])
+
+
+def scores(asked: Sequence[Target], output: Output, count: int) -> Float[Tensor, "t b"]:
+    """Every target's scores, checked. Raises: TargetError where a target does not give one score a picture."""
+    return torch.stack([score(t, output, count) for t in asked])
 
 
 def score(target: Target, output: Output, count: int) -> Scores:
