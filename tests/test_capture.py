@@ -458,6 +458,15 @@ def test_a_layer_that_cannot_serve_is_refused_and_the_right_one_named(net: nn.Mo
         gradcam(net, layer)
 
 
+def test_a_model_that_hides_its_layers_is_refused() -> None:
+    from camlucida.errors import ModelError
+
+    with pytest.warns(DeprecationWarning):
+        script = torch.jit.script(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten()))
+    with pytest.raises(ModelError, match="TorchScript hides its layers"):
+        cl.explain(script, X)
+
+
 def test_a_module_that_is_not_part_of_the_model_is_refused() -> None:
     with pytest.raises(LayerError, match="not part of this model"):
         gradcam(Net(), nn.Conv2d(3, 3, 1))

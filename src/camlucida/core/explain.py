@@ -21,7 +21,7 @@ from camlucida.core.explanation import Explanation, Facts, Pictures
 from camlucida.core.layouts import infer
 from camlucida.core.prepare import prepare
 from camlucida.core.scope import named, unwrap
-from camlucida.errors import InputError, LayerError, TargetError
+from camlucida.errors import InputError, LayerError, LayoutError, TargetError
 from camlucida.frame import Preprocess
 from camlucida.registry import Method, get
 from camlucida.types import Layout, Loaded, Target
@@ -169,9 +169,10 @@ class _Question:
     def _advised(self, problem: LayerError) -> LayerError:
         """The same error, naming the layer that works."""
         try:
-            return type(problem)(f"{problem}: use layer={self.survey(again=True).choice.name!r}.")
+            kind = LayoutError if isinstance(problem, LayoutError) else LayerError
+            return kind(f"{problem}: use layer={self.survey(again=True).choice.name!r}.")
         except LayerError:
-            return problem
+            return LayerError(str(problem))
 
     def _refuse_blind(self, name: str) -> None:
         """Raise where no place of this layer matters though one before it does: the evidence goes another way.

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils import checkpoint
 
+from camlucida.errors import ModelError
+
 _LOCK = threading.RLock()
 _HERE = threading.local()
 _EVALUATING: dict[nn.Module, int] = {}  # modules that calls in flight hold in evaluation mode; empty when none is
@@ -88,6 +90,8 @@ def plain_checkpoints() -> Iterator[None]:
 def unwrap(model: nn.Module) -> nn.Module:
     """The module that does the work inside DataParallel, DistributedDataParallel and ``torch.compile`` wrappers.
 
+    Raises: ModelError where it is no PyTorch module, or one whose layers cannot be looked into.
+
     >>> net = nn.Linear(2, 2)
     >>> unwrap(nn.DataParallel(net)) is net
     True
@@ -98,7 +102,15 @@ def unwrap(model: nn.Module) -> nn.Module:
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod  # type: ignore[assignment]
         else:
-            return model
+            return _open(model)
+
+
+def _open(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"a model is a torch.nn.Module whose layers can be looked into; got {type(model).__name__}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("TorchScript hides its layers: explain the eager model that it was made from.")
+    return model
 
 
 def named(net: nn.Module) -> dict[str, nn.Module]:
