@@ -54,7 +54,7 @@ BELOW = {  # what a room may know of the house; the longest matching prefix of i
     "core.scope": "errors", "core.structure": "", "core.layouts": "errors types",
     "core.capture": "core.scope core.structure errors types",
     "core.targets": "core.structure errors types",
-    "view": "errors view",
+    "view": "errors view", "gap": "core errors types gap",
     "models": "core.scope errors frame files images models types",
     "compat": "core errors maps view types compat",
     "cli": "cli core errors files images models registry version view load explain sweep classes rank top",

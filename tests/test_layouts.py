@@ -196,7 +196,7 @@ def test_inferred_tokens_give_back_what_was_flattened(h: int, w: int, patch: int
     ids=str,
 )  # fmt: skip
 def test_axes_that_match_no_input_are_an_error(shape: tuple[int, ...], space: tuple[int, ...]) -> None:
-    with pytest.raises(LayoutError, match="layout"):
+    with pytest.raises(LayoutError, match="say how to read it"):
         infer(shape, space)
 
 
@@ -213,10 +213,7 @@ def test_no_token_at_all_is_an_error() -> None:
 
 
 def test_strided_grids_go_from_the_input_itself_to_a_single_place() -> None:
-    grids = strided_grids((8, 12))
-    assert grids[0] == (8, 12) and grids[-1] == (1, 1) and (4, 6) in grids and (2, 3) in grids
-    assert len(set(grids)) == len(grids)
-    assert all(a[0] >= b[0] and a[1] >= b[1] for a, b in itertools.pairwise(grids))
+    assert strided_grids((8, 12)) == [(8, 12), (4, 6), (2, 3)] and strided_grids((7, 7)) == [(7, 7), (1, 1)]
 
 
 def test_space_is_more_than_one_place() -> None:

@@ -77,6 +77,8 @@ def get(name: "str | Method") -> Method:
     if isinstance(name, Method):
         return name
     known = list_methods()
+    if not isinstance(name, str):
+        raise MethodError(f"a method is asked for by its name; got {type(name).__name__}.{did_you_mean('', known)}")
     plain = name.lower().translate(str.maketrans("", "", "-_ ")).replace("++", "pp")
     if plain not in known:
         raise MethodError(f"there is no method {name!r}.{did_you_mean(plain, known)}")

@@ -40,7 +40,12 @@ Read: TypeAlias = Callable[[Act, Act], Map]
 
 @runtime_checkable
 class Loaded(Protocol):
-    """A model that knows its preprocessing and the names of its classes, as `camlucida.load` returns it."""
+    """A model that knows its preprocessing and the names of its classes, as `camlucida.load` returns it.
+
+    Its forward is that of its net; ``only_carries`` says so, for a net of one's own may have attributes of these names.
+    """
+
+    only_carries: bool
 
     net: nn.Module
     preprocess: "Preprocess"

@@ -6,6 +6,7 @@ and recording begins, so that memory and backward pass cost only what follows it
 model safe.
 """
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from camlucida.core.scope import named, plain_checkpoints, untouched, unwrap
-from camlucida.core.structure import feature, swap
+from camlucida.core.structure import feature, swap, tensors
 from camlucida.errors import InputError, LayerError
 
 R = TypeVar("R")
@@ -27,7 +28,7 @@ _LOCK = threading.Lock()  # torch numbers its hooks without a lock: two threads 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the model is called with; the first floating tensor found is the picture.
+    """What the model is called with; the largest floating tensor with space is the picture.
 
     >>> Inputs((torch.zeros(1, 3, 8, 8),)).x.shape
     torch.Size([1, 3, 8, 8])
@@ -39,9 +40,9 @@ class Inputs:
     @property
     def x(self) -> Tensor:
         """The picture tensor, ``b c *space``. Raises: InputError where there is none."""
-        for value in (*self.args, *self.kwargs.values()):
-            if isinstance(value, Tensor) and value.is_floating_point():
-                return value
+        given = [v for v in (*self.args, *self.kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()]
+        if given:
+            return max(given, key=lambda v: (v.dim() >= 3, v.numel()))  # masks and flags are smaller than pictures
         raise InputError(
             "no floating-point tensor among the inputs: hand over a batch of pictures (b, c, height, width)."
         )
@@ -141,12 +142,13 @@ def full(tensor: Tensor) -> Tensor:
 class _Watch:
     """Collects one thread's calls of the watched modules; every other thread's pass through it unseen."""
 
-    def __init__(self, names: Mapping[nn.Module, str], layers: Sequence[str]) -> None:
-        self.thread, self.live = threading.get_ident(), True
+    def __init__(self, names: Mapping[nn.Module, str], layers: Sequence[str], whole: bool) -> None:
+        self.thread, self.live, self.whole = threading.get_ident(), True, whole
         self.names, self.layers = names, set(layers)
         self.acts: dict[str, Tensor] = {}
         self.calls: list[Call] = []
         self.times: dict[str, int] = {}
+        self.shared: set[str] = set()
 
     def __call__(self, module: nn.Module, args: Any, *rest: Any) -> Any:
         # rest is (kwargs, made), or (made,) in another thread that meets the hook while it is half put in.
@@ -156,14 +158,26 @@ class _Watch:
         name, tensor = self.names[module], feature(made)
         given = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
         if name not in self.layers:
-            self.calls.append(Call(name, module, given, made, tensor))
-            return None
+            return self._note(Call(name, module, given, made, tensor))
         self.times[name] = self.times.get(name, 0) + 1
         if name in self.acts or tensor is None:
             return None
+        if not self.whole and sum(v.is_floating_point() for v in tensors(made)) > 1:
+            self.shared.add(name)  # what it gave beside the feature may hold it, too: only a whole graph shows that
         self.acts[name] = act = _leaf(tensor, given)
         torch.set_grad_enabled(True)
         return swap(made, tensor, act.clone())  # what follows may write in place: on the copy
+
+    def _note(self, call: Call) -> Any:
+        """Note a call; where its author switched gradients off, go on recording from what it gave."""
+        if self.whole and call.feature is not None and not call.feature.requires_grad:
+            fresh = call.feature.detach().requires_grad_().clone()
+            torch.set_grad_enabled(True)
+            made = swap(call.made, call.feature, fresh)
+            self.calls.append(dataclasses.replace(call, made=made, feature=fresh))
+            return made
+        self.calls.append(call)
+        return None
 
 
 def _leaf(tensor: Tensor, given: Tensor | None) -> Tensor:
@@ -209,9 +223,12 @@ def run(
     """
     net = unwrap(model)
     modules = named(net)
-    watch = _Watch({modules[n]: n for n in (*spy, *layers) if n != "input"}, layers)
+    missing = [n for n in layers if n != "input" and n not in modules]
+    if missing:
+        raise LayerError(f"this model has no layer {missing[0]!r} any more")
+    watch = _Watch({modules[n]: n for n in (*spy, *layers) if n != "input"}, layers, whole)
     with untouched(net, inputs.x.device):
-        inputs = inputs.map(lambda v: v.clone() if v.is_inference() else v.detach())
+        inputs = inputs.map(lambda v: v.detach().clone())  # a model that writes into its input writes into a copy
         if whole or "input" in layers:
             inputs = _recorded(inputs, watch, layers)
         with _hooked(watch), plain_checkpoints():
@@ -264,5 +281,7 @@ def _check(watch: _Watch, layers: Sequence[str]) -> None:
             raise _Unseen(f"layer {name!r} did not run in this forward pass")
         if times > 1:
             raise LayerError(f"layer {name!r} ran {times} times in one forward pass, so its map would be ambiguous")
+        if name in watch.shared:
+            raise _Unseen(f"layer {name!r} gave several tensors, and the score depends on more than the first")
         if name not in watch.acts:
             raise LayerError(f"layer {name!r} gave no floating-point tensor with room for places")

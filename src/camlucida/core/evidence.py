@@ -46,7 +46,7 @@ def put(asked: Sequence[Target], output: Any, count: int) -> Asked:
     if len(plain) < len(asked):  # a target of one's own may look past the logits
         scores = targets.scores(asked, output, count)
         return Asked(scores.detach(), scores.sum(1), torch.eye(len(asked), device=scores.device))
-    y = targets.logits(output)
+    y = targets.logits(output, count)
     index = targets.picks(plain, y.detach())
     leaf = full(y.detach()).repeat(len(plain), 1, 1)
     if all(t.score == "logit" for t in plain):  # a logit's direction is its own axis

@@ -4,7 +4,7 @@ One forward pass, a layout for each layer, the gradients of each target (a close
 methods, and `Explanation`s that remember all of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from camlucida.core import targets as targets_
 from camlucida.core.capture import Inputs, Tape, clock, read
 from camlucida.core.evidence import Answers, Evidence, put
 from camlucida.core.explanation import Explanation, Facts, Pictures
-from camlucida.core.layouts import infer
+from camlucida.core.layouts import has_space, infer, plain
 from camlucida.core.prepare import prepare
 from camlucida.core.scope import named, unwrap
 from camlucida.errors import InputError, LayerError, LayoutError, TargetError
@@ -36,7 +36,7 @@ def explain(
     *,
     target: Any = targets_.top1,
     method: str | Method = "gradcam",
-    layer: LayerAsk = None,
+    layer: Any = None,
     preprocess: Preprocess | None = None,
 ) -> Explanation:
     """Where in the picture the evidence for the model's answer lies.
@@ -59,12 +59,14 @@ def sweep(
     model: nn.Module,
     x: Any,
     *,
-    targets: Sequence[Any] = (targets_.top1,),
-    methods: Sequence[str | Method] = ("gradcam",),
-    layers: Sequence[LayerAsk] = (None,),
+    targets: Any = (targets_.top1,),
+    methods: Any = ("gradcam",),
+    layers: Any = (None,),
     preprocess: Preprocess | None = None,
 ) -> list[Explanation]:
     """Many answers from one forward pass: every target, by every method, at every layer, nested in that order.
+
+    ``targets``, ``methods`` and ``layers`` are sequences of what `explain` takes one of; one alone stands for itself.
 
     Raises: as `explain`.
 
@@ -72,19 +74,29 @@ def sweep(
     >>> len(sweep(net, torch.randn(1, 3, 16, 16), targets=range(10), methods=["gradcam", "hirescam"]))
     20
     """
-    if not (len(targets) and len(methods) and len(layers)):
-        raise InputError("a sweep needs at least one target, one method and one layer.")
-    net = model.net if isinstance(model, Loaded) else model
-    inputs, pictures = prepare(net, x, preprocess or (model.preprocess if isinstance(model, Loaded) else None))
+    told = model if isinstance(model, Loaded) else None
+    net, labels = (told.net, tuple(told.labels)) if told else (model, ())
+    unwrap(net)  # what is no model is refused before anything else is looked at
+    if preprocess is not None and not isinstance(preprocess, Preprocess):
+        raise InputError(f"preprocess= takes a camlucida.Preprocess; got {type(preprocess).__name__}.")
+    inputs, pictures = prepare(net, x, preprocess or (told.preprocess if told else None))
     start = clock(inputs.x.device)
-    question = _Question(net, inputs, [targets_.as_target(t) for t in targets], [get(m) for m in methods])
-    places = [question.place(ask) for ask in layers]
-    seen = question.ask(dict(places))
+    asked = [targets_.as_target(t, labels) for t in _several(targets)]
+    question = _Question(net, inputs, asked, [get(m) for m in _several(methods)])
+    places, seen = question.answer(_several(layers))
     cost = (clock(inputs.x.device) - start) / seen.seconds
-    labels, notes = (tuple(getattr(model, of, ())) if isinstance(model, Loaded) else () for of in ("labels", "notes"))
-    told = _Told(pictures, labels, notes, cost, seen.statuses())
-    order = [(t, m, n) for t in range(len(targets)) for m in question.methods for n, _ in places]
-    return [_explanation(seen, question.targets[t], t, m, n, told) for t, m, n in order]
+    context = _Told(pictures, labels, tuple(getattr(told, "notes", ())), cost, seen.statuses())
+    order = [(t, m, n) for t in range(len(asked)) for m in question.methods for n, _ in places]
+    return [_explanation(seen, question.targets[t], t, m, n, context) for t, m, n in order]
+
+
+def _several(asked: Any) -> list[Any]:
+    """A list of what was asked for; one thing alone stands for a list of it. Raises: InputError where it is empty."""
+    alone = isinstance(asked, str | nn.Module | Method) or not isinstance(asked, Iterable)
+    found = [asked] if alone else list(asked)
+    if not found:
+        raise InputError("a sweep needs at least one target, one method and one layer.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -119,8 +131,10 @@ class _Question:
 
     def place(self, ask: LayerAsk) -> tuple[str, Layout | None]:
         """The layer asked for by name, with its layout where that is known before the run."""
-        if isinstance(ask, tuple):
+        if isinstance(ask, tuple) and len(ask) == 2 and callable(ask[1]):
             return layers_.resolve(self.net, ask[0]), ask[1]
+        if not isinstance(ask, str | int | nn.Module | None) or isinstance(ask, bool):
+            raise LayerError(f"a layer is a module, a name, a number or (layer, layout); got {ask!r}.")
         if ask is None or isinstance(ask, int):
             seen = self.survey()
             place = seen.choice if ask is None else seen.numbered(ask)
@@ -131,6 +145,17 @@ class _Question:
         # A target of the user's own must itself judge the layers; class targets all agree with the logits.
         own = next((t for t in self.targets if not isinstance(t, targets_.ClassTarget)), None)
         return layers_.survey(self.net, self.inputs, own, again)
+
+    def answer(self, asked: Sequence[LayerAsk]) -> tuple[list[tuple[str, Layout | None]], _Seen]:
+        """The places and what they answer; where a remembered place no longer runs, the model is looked at anew."""
+        places = [self.place(ask) for ask in asked]
+        try:
+            return places, self.ask(dict(places))
+        except LayerError:
+            fresh = [self.place(ask) for ask in asked]  # an error looks at the model again
+            if fresh == places:
+                raise
+            return fresh, self.ask(dict(fresh))
 
     def ask(self, known: dict[str, Layout | None]) -> _Seen:
         """One forward pass and everything it answers. Raises: LayerError that names the layer to use."""
@@ -150,6 +175,9 @@ class _Question:
                 rows = f"{len(act)} rows for {count} picture{'s' * (count > 1)}"
                 raise LayerError(f"layer {name!r} gave {rows}: windows, heads or steps, which are no map of a picture")
         layouts = {n: layout or self._layout(n, tape.acts[n]) for n, layout in known.items()}
+        for name, layout in layouts.items():
+            if not has_space(layout(tape.acts[name]).shape[2:]):
+                raise LayerError(f"layer {name!r} has one place only: no space is left to show anything in")
         asked = put(self.targets, tape.output, count)
         with torch.autocast(self.inputs.x.device.type, enabled=False):  # maps are summed in full precision
             evidence = Evidence(tape, layouts, unwrap(self.net), asked)
@@ -162,16 +190,19 @@ class _Question:
 
     def _layout(self, name: str, act: Tensor) -> Layout:
         space = tuple(self.inputs.x.shape[2:])
-        is_tokens = act.dim() == 3 and len(space) > 1
-        grids = self.survey().grids_before(name) if is_tokens else ()
-        return infer(act.shape, space, named(unwrap(self.net)).get(name), grids)
+        module = named(unwrap(self.net)).get(name)
+        if name == "input" or plain(act.shape, space, module):
+            return infer(act.shape, space, module)
+        seen = self.survey()
+        place = seen.of(name)
+        return place.layout if place else infer(act.shape, space, module, seen.grids_before(name))
 
     def _advised(self, problem: LayerError) -> LayerError:
         """The same error, naming the layer that works."""
         try:
             kind = LayoutError if isinstance(problem, LayoutError) else LayerError
-            return kind(f"{problem}: use layer={self.survey(again=True).choice.name!r}.")
-        except LayerError:
+            return kind(f"{str(problem).rstrip('.')}: use layer={self.survey(again=True).choice.name!r}.")
+        except (LayerError, TargetError):
             return LayerError(str(problem))
 
     def _refuse_blind(self, name: str) -> None:
@@ -204,7 +235,7 @@ def _class_of(target: Target, logits: Tensor | None) -> Tensor | None:
 
 
 def _explanation(seen: _Seen, target: Target, t: int, method: Method, name: str, told: _Told) -> Explanation:
-    raw = seen.answers.maps[name, method][t]
+    raw = seen.answers.maps[name, method][t].clone()  # its own numbers, not a view of everybody's
     picked = seen.index[t] if seen.index is not None else _class_of(target, seen.logits)
     spoken = str(target) if isinstance(target, targets_.ClassTarget) else getattr(target, "__name__", "own target")
     facts = Facts(

@@ -99,9 +99,7 @@ class Explanation:
         return len(self.map)
 
     def __getitem__(self, i: int) -> "Explanation":
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"picture {i} does not exist: this explanation has {len(self)}.")
-        at = slice(i % len(self), i % len(self) + 1)
+        at = slice(self._at(i), self._at(i) + 1)
         return replace(
             self,
             map=self.map[at],
@@ -111,6 +109,11 @@ class Explanation:
             classes=None if self.classes is None else self.classes[at],
             logits=None if self.logits is None else self.logits[at],
         )
+
+    def _at(self, i: int) -> int:
+        if not isinstance(i, int) or not -len(self) <= i < len(self):
+            raise IndexError(f"picture {i} does not exist: this explanation has {len(self)}.")
+        return i % len(self)
 
     def __iter__(self) -> "Iterator[Explanation]":
         return (self[i] for i in range(len(self)))
@@ -138,8 +141,12 @@ class Explanation:
 
     @property
     def probabilities(self) -> Float[Tensor, "b k"] | None:
-        """The softmax of the logits; None for a model of one number or of another kind."""
-        return None if self.logits is None or self.logits.shape[1] < 2 else self.logits.float().softmax(1)
+        """The softmax of the logits, or the output itself where it is probabilities; None for a model of one number."""
+        if self.logits is None or self.logits.shape[1] < 2:
+            return None
+        y = self.logits.float()
+        given = bool((y >= 0).all()) and bool(((y.sum(1) - 1).abs() < 1e-3).all())
+        return y if given else y.softmax(1)
 
     @property
     def status(self) -> str:
@@ -180,7 +187,8 @@ class Explanation:
         ``relu(M)/scale``, linearly interpolated; ``scale`` is the map's own maximum unless given (`shared_scale`).
         Shape ``height width`` of the picture as opened; for other inputs the input's own space.
         """
-        raw = self.map[i : i + 1] if i >= 0 else self.map[i:][:1]
+        i = self._at(i)
+        raw = self.map[i : i + 1]
         scale = maps.scale_of(raw, signed) if scale is None else scale
         if self.statuses[i] != "ok" and not (signed and self.statuses[i] == "all-negative"):
             scale = 0.0
@@ -191,6 +199,7 @@ class Explanation:
 
     def seen(self, i: int = 0) -> Bool[Tensor, "*full"]:
         """Which pixels of picture ``i`` the model saw at all: a centre crop leaves out the margins."""
+        i = self._at(i)
         if self.pictures.frames:
             return maps.lay(self.map[i], self.pictures.frames[i])[1]
         return torch.ones(self.pictures.space, dtype=torch.bool)
@@ -199,6 +208,7 @@ class Explanation:
         """Heat laid over picture ``i``; what the model never saw is marked. ``look``: alpha, colours, … of the view."""
         from camlucida import view
 
+        i = self._at(i)
         image = self.pictures.image(i)
         return view.overlay(image, self._painted(i, signed, scale), signed=signed, **look)  # type: ignore[arg-type]
 
@@ -206,6 +216,7 @@ class Explanation:
         """Original · heat map · overlay of picture ``i``, with caption and scale; a blank map says why."""
         from camlucida import view
 
+        i = self._at(i)
         blank = self.statuses[i] != "ok" and not (signed and self.statuses[i] == "all-negative")
         words = {"titles": ("picture", self.facts.title, "overlay"), "caption": self.caption(i)}
         look = {**words, "note": self.why(i) if blank else "", **look}
@@ -243,6 +254,7 @@ class Explanation:
 
     def summary(self, i: int = 0) -> Mapping[str, str]:
         """What a reader must know about the map of picture ``i``, as text."""
+        i = self._at(i)
         f, p = self.facts, self.probability(i)
         notes = [*f.notes, *filter(None, self.pictures.notes[i : i + 1])]
         return {

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from camlucida.core.capture import Call, Inputs, run
 from camlucida.core.layouts import Grid, Layout, has_space, infer
 from camlucida.core.scope import named, unwrap
-from camlucida.core.targets import logits
+from camlucida.core.targets import logits, score
 from camlucida.errors import LayerError, LayoutError, TargetError, did_you_mean
 from camlucida.types import Act
 
@@ -120,48 +121,66 @@ class Survey:
         return next((p for p in self.all if p.name == name), None)
 
 
+_SHAPES = 16  # input shapes that are remembered for each model and target
 Memory = weakref.WeakKeyDictionary[Score, dict[object, Survey]]
 _SEEN: "weakref.WeakKeyDictionary[nn.Module, Memory]" = weakref.WeakKeyDictionary()
 
 
 def survey(model: nn.Module, inputs: Inputs, target: Score | None = None, again: bool = False) -> Survey:
-    """Look at every layer of the model once, with the first picture of ``inputs``; remembered for this input shape.
+    """Look at every layer of the model once and remember it for this input shape.
 
-    Costs one forward pass and one backward pass of a single picture (of the batch, for a ``target`` of one's own).
-    Model and target are remembered weakly, by object; ``again`` looks anew.
+    Costs one forward and one backward pass of a single picture of noise, which no picture's peculiarities bias (of the
+    batch itself, for a ``target`` of one's own). Model and target are remembered weakly, by object, while the model
+    has the same modules; ``again`` looks anew.
     """
-    net, key = unwrap(model), (tuple(inputs.x.shape[1:]), inputs.x.dtype)
+    net = unwrap(model)
+    key = (tuple(inputs.x.shape[1:]), inputs.x.dtype, tuple((n, id(m)) for n, m in named(net).items()))
     try:
-        known = _SEEN.setdefault(net, weakref.WeakKeyDictionary()).setdefault(target or _best, {})
+        known = _SEEN.setdefault(net, weakref.WeakKeyDictionary()).setdefault(target or logits, {})
     except TypeError:  # a target that cannot be remembered weakly is not remembered
         known = {}
-    if again or key not in known:
-        known[key] = _look(net, inputs, target)
-    return known[key]
+    if not again and key in known:
+        return known[key]
+    found = _look(net, inputs, target)
+    if found.places:  # nothing found may be one picture's fault: the next one is looked at anew
+        while len(known) >= _SHAPES:
+            known.pop(next(iter(known)), None)
+        known[key] = found
+    return found
 
 
 def _look(net: nn.Module, inputs: Inputs, target: Score | None) -> Survey:
-    count = len(inputs.x)
-    one = inputs if target else inputs.map(lambda v: v[:1] if v.dim() and len(v) == count else v)
+    if target:
+        return _pass(net, inputs, target)
+    count, picture = len(inputs.x), inputs.x
+    one = inputs.map(lambda v: v[:1] if v.dim() and len(v) == count else v)
+    noise = torch.randn(picture[:1].shape, generator=torch.Generator().manual_seed(0)).to(picture)
+    found = _pass(net, one.map(lambda v: noise if v.data_ptr() == picture.data_ptr() else v), None)
+    return found if found.places else _pass(net, one, None)
+
+
+def _pass(net: nn.Module, one: Inputs, target: Score | None) -> Survey:
     modules = named(net)
     with run(net, one, (), spy=[n for n in modules if n], whole=True) as tape:
-        total = target(tape.output).sum() if target else _best(tape.output)
+        count = len(one.x)
+        total = score(target, tape.output, count).sum() if target else _best(tape.output, count)
         calls = list(zip(tape.calls, tape.flow(total), strict=True))
-        seen = _places(calls, tuple(inputs.x.shape[2:]), len(one.x))
+        seen = _places(calls, tuple(one.x.shape[2:]), count)
         return Survey(tuple(p for p, _ in seen), tuple(_trunk(seen, modules)))
 
 
-def _best(output: object) -> Tensor:
+def _best(output: object, count: int) -> Tensor:
     try:
-        return logits(output).amax()
+        return logits(output, count).amax()
     except TargetError as problem:
-        raise LayerError(f"the layer cannot be chosen without a score: {problem}") from None
+        raise TargetError(f"the layer cannot be chosen without a score: {problem}") from None
 
 
 def _places(calls: Sequence[tuple[Call, Tensor | None]], space: Grid, count: int) -> list[tuple[Place, Call]]:
     """Each call whose output has space, as a place; tokens get their grid from the ones met before them."""
     found: list[tuple[Place, Call]] = []
     grids: list[Grid] = []
+    told: dict[tuple[int, ...], Layout] = {}
     for order, (call, grad) in enumerate(calls):
         if call.feature is None or len(call.feature) != count:
             continue  # no features, or rows that are windows or heads rather than pictures
@@ -169,6 +188,8 @@ def _places(calls: Sequence[tuple[Call, Tensor | None]], space: Grid, count: int
             layout = infer(call.feature.shape, space, call.module, grids)
         except LayoutError:
             continue
+        if layout.kind != "tokens":  # a module without an axis of its own reads as the one before of the same shape
+            layout = told.setdefault(tuple(call.feature.shape), layout)
         act = layout(call.feature.detach())
         grid = tuple(act.shape[2:])
         if layout.kind != "tokens" and has_space(grid) and grid not in grids:

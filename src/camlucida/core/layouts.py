@@ -7,7 +7,6 @@ with the input's, and the grids that were seen earlier in the same forward pass.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -35,11 +34,13 @@ class Layout:
             return tensor
         if self.kind == "channels last":
             return tensor.movedim(-1, 1)
+        if tensor.dim() != 3:
+            raise LayoutError(f"tokens have three axes (b, places, c); this layer gave {tuple(tensor.shape)}.")
         places = tensor[:, self.prefix :]
         if places.shape[1] != math.prod(self.grid):
             raise LayoutError(
                 f"{tensor.shape[1]} tokens do not make a prefix of {self.prefix} and a grid of {_by(self.grid)}: "
-                "pass the layout that fits, as layout=tokens(prefix=…, grid=(…, …))."
+                "say how to read them, as layer=(name, tokens(prefix=…, grid=(…, …)))."
             )
         return places.movedim(-1, 1).reshape(len(tensor), -1, *self.grid)
 
@@ -73,24 +74,34 @@ def infer(shape: Sequence[int], space: Grid, module: nn.Module | None = None, se
     if len(shape) == len(space) + 2:
         return _grid_layout(shape, space, module)
     if len(shape) == 3 and len(space) > 1:
-        prefix, grid = _token_grid(shape[1], space, seen)
+        prefix, grid = _token_grid(shape, space, seen)
         return tokens(prefix, grid)
     raise LayoutError(
         f"an output of shape {tuple(shape)} has no axes that match an input of {_by(space)}: "
-        "pass layout= to say how to read it, or ask for another layer."
+        "say how to read it, as layer=(name, function to channels first), or ask for another layer."
     )
 
 
 def _grid_layout(shape: Sequence[int], space: Grid, module: nn.Module | None) -> Layout:
     first, last = (_misfit(s, space) for s in (shape[2:], shape[1:-1]))
-    axis = _feature_axis(module)
     if first == last == math.inf:
         raise LayoutError(
             f"an output of shape {tuple(shape)} is larger than the input's {_by(space)} on either reading."
         )
-    if axis is not None and min(first, last) == (first if axis == 1 else last):
-        return channels_first if axis == 1 else channels_last
+    own = _feature_axis(module)
+    if own is not None and math.isfinite(first if own == 1 else last):
+        return channels_first if own == 1 else channels_last  # the axis that a module works on is no guess
+    if first == last:
+        return channels_last if _inner_axis(module) == -1 else channels_first
     return channels_last if last < first else channels_first
+
+
+def plain(shape: Sequence[int], space: Grid, module: nn.Module | None) -> bool:
+    """Whether a shape needs no more evidence: its module says its axis, or only channels first fits, and exactly."""
+    if len(shape) != len(space) + 2:
+        return False
+    first, last = (_misfit(s, space) for s in (shape[2:], shape[1:-1]))
+    return _feature_axis(module) is not None or (first == 0 < last)
 
 
 def _misfit(grid: Sequence[int], space: Grid) -> float:
@@ -111,28 +122,40 @@ def _feature_axis(module: nn.Module | None) -> int | None:
     return None
 
 
-def _token_grid(count: int, space: Grid, seen: Sequence[Grid]) -> tuple[int, Grid]:
-    """Prefix and grid of ``count`` tokens: a grid seen earlier, one of its halvings, or one of the input's strides."""
+def _inner_axis(module: nn.Module | None) -> int | None:
+    """The channel axis of the last module inside that has one."""
+    inside = reversed(list(module.modules())) if module is not None else ()
+    return next((axis for m in inside if (axis := _feature_axis(m)) is not None), None)
+
+
+_PREFIX = 16  # class, distillation and register tokens; more are something else
+
+
+def _token_grid(shape: Sequence[int], space: Grid, seen: Sequence[Grid]) -> tuple[int, Grid]:
+    """Prefix and grid of tokens: a grid seen earlier, one of its halvings, or one of the input's whole strides."""
+    count, width = shape[1:]
     met = [g for g in seen if len(g) == len(space)]
-    halved = [tuple(-(-n // 2**k) for n in g) for g in met for k in range(1, 6)]
-    exact = [g for g in (*reversed(met), *halved) if math.prod(g) == count]
-    if exact:
-        return 0, exact[0]
-    near = [g for g in met if 0 < count - math.prod(g) <= max(16, count // 4)]
-    pool = near or [g for g in strided_grids(space) if math.prod(g) <= count]
-    if not pool:
+    sizes = set(map(math.prod, met))
+    if width in sizes and not any(0 <= count - s <= _PREFIX for s in sizes):
         raise LayoutError(
-            f"{count} tokens fit no grid for an input of {_by(space)}: pass layout=tokens(prefix=…, grid=…)."
+            f"{tuple(shape)} looks like places last: pass the layer as (layer, function to channels first)"
         )
-    grid = max(pool, key=math.prod)
-    return count - math.prod(grid), grid
+    halved = [tuple(-(-n // 2**k) for n in g) for g in met for k in range(1, 6)]
+    for grids, most in (((*reversed(met), *halved), 0), (met, _PREFIX), (strided_grids(space), _PREFIX)):
+        fit = [g for g in grids if 0 <= count - math.prod(g) <= most and has_space(g)]
+        if fit:
+            grid = max(fit, key=math.prod)
+            return count - math.prod(grid), grid
+    raise LayoutError(
+        f"{count} tokens fit no grid for an input of {_by(space)}: "
+        "pass the layer as (layer, tokens(prefix=…, grid=(…, …)))"
+    )
 
 
 def strided_grids(space: Grid) -> list[Grid]:
-    """Every grid that one stride makes of the input, finest first."""
-    strides = sorted({s / n for s in space for n in range(1, s + 1)})
-    grids = [tuple(max(1, round(s / stride)) for s in space) for stride in strides]
-    return [g for g, after in pairwise([*grids, ()]) if g != after]
+    """Every grid that a whole stride cuts the input into without a rest, finest first."""
+    strides = [n for n in range(1, min(space) + 1) if all(s % n == 0 for s in space)]
+    return [tuple(s // n for s in space) for n in strides]
 
 
 def has_space(grid: Sequence[int]) -> bool:

@@ -24,7 +24,9 @@ def prepare(model: nn.Module, x: Any, preprocess: Preprocess | None = None) -> t
     """
     if isinstance(x, Inputs | Tensor | tuple) or isinstance(x, Mapping):
         inputs = _ready(x)
-        return inputs, Pictures(tuple(inputs.x.shape[2:]), _numbered(len(inputs.x)), tensor=inputs.x.detach())
+        _check_axes(model, inputs.x)
+        shown = inputs.x.detach().clone()  # the caller may use the same memory for the next batch
+        return inputs, Pictures(tuple(shown.shape[2:]), _numbered(len(shown)), tensor=shown)
     sources = list(x) if isinstance(x, Sequence) and not isinstance(x, str | bytes) else [x]
     if not sources:
         raise InputError("no picture was given: the list is empty.")
@@ -49,6 +51,16 @@ def _ready(x: Any) -> Inputs:
             + (": add the batch axis with x[None]." if inputs.x.dim() == 2 else ".")
         )
     return inputs
+
+
+def _check_axes(model: nn.Module, x: Tensor) -> None:
+    """One picture without its batch axis is told from the first convolution. Raises: InputError."""
+    kinds: dict[type, int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
+    first = next((kinds[type(m)] for m in unwrap(model).modules() if type(m) in kinds), None)
+    if first is not None and x.dim() == first - 1:
+        raise InputError(
+            f"this model takes a batch, with {first} axes; got {tuple(x.shape)}: add the batch axis with x[None]."
+        )
 
 
 def _numbered(count: int) -> tuple[str, ...]:

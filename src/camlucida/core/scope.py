@@ -33,17 +33,19 @@ class _Switch:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        with _LOCK:
-            if self._users == 0:
-                self._undo = self._on()
-            self._users += 1
+        inside = False
         try:
+            with _LOCK:
+                self._users, inside = self._users + 1, True
+                if self._users == 1:
+                    self._undo = self._on()
             yield
         finally:
             with _LOCK:
-                self._users -= 1
+                self._users -= inside
                 if self._users == 0:
-                    self._undo()
+                    undo, self._undo = self._undo, _nothing
+                    undo()
 
 
 def _compile_to_eager() -> Callable[[], object]:
@@ -121,13 +123,12 @@ def named(net: nn.Module) -> dict[str, nn.Module]:
     """
     found: dict[str, nn.Module] = {}
 
-    def walk(module: nn.Module, name: str) -> None:
+    waiting = [("", net)]
+    while waiting:
+        name, module = waiting.pop()
         found[name] = module = unwrap(module)
-        for child, inner in module._modules.items():
-            if inner is not None:
-                walk(inner, f"{name}.{child}" if name else child)
-
-    walk(net, "")
+        inner = [(f"{name}.{n}" if name else n, m) for n, m in module._modules.items() if m is not None]
+        waiting.extend(reversed(inner))
     return found
 
 
@@ -138,20 +139,28 @@ def _compiled(module: nn.Module) -> bool:
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode; each goes back to training when the last call that holds it leaves."""
-    with _LOCK:
-        held = [m for m in model.modules() if m.training or m in _EVALUATING]
-        for m in held:
-            _EVALUATING[m] = _EVALUATING.get(m, 0) + 1
-            m.training = False
+    held: list[nn.Module] = []
     try:
+        with _LOCK:
+            for m in model.modules():
+                if m.training or m in _EVALUATING:
+                    held.append(m)  # noted first: an interrupt may fall between any two lines
+                    _EVALUATING[m] = _EVALUATING.get(m, 0) + 1
+                    m.training = False
         yield
     finally:
         with _LOCK:
-            for m in held:
-                _EVALUATING[m] -= 1
-                if _EVALUATING[m] == 0:
-                    del _EVALUATING[m]
-                    m.training = True
+            while held:
+                _release(held.pop())
+
+
+def _release(module: nn.Module) -> None:
+    count = _EVALUATING.get(module, 0) - 1
+    if count > 0:
+        _EVALUATING[module] = count
+    elif count == 0:
+        module.training = True
+        del _EVALUATING[module]
 
 
 @contextmanager

@@ -31,6 +31,11 @@ def parts(made: Any) -> Sequence[Any]:
     return []
 
 
+def tensors(made: Any) -> list[Tensor]:
+    """Every tensor in whatever a layer gave."""
+    return [made] if isinstance(made, Tensor) else [t for part in parts(made) for t in tensors(part)]
+
+
 def swap(made: Any, old: Tensor, new: Tensor) -> Any:
     """``made`` with one tensor replaced, whatever holds it."""
     if made is old:

@@ -23,14 +23,24 @@ Logits = Float[Tensor, "b k"]
 Classes = Int[Tensor, " b"]
 
 
-def logits(output: Output) -> Logits:
+def logits(output: Output, count: int | None = None) -> Logits:
     """The class logits in whatever a model returns, ``b k``; a model of one number a picture has one class.
 
-    Raises: TargetError where there is none, or more than one candidate.
+    Raises: TargetError where there is none, more than one candidate, or not a row for each of ``count`` pictures.
 
     >>> logits({"logits": torch.zeros(2, 5), "hidden": torch.zeros(2, 9, 4)}).shape
     torch.Size([2, 5])
     """
+    y = _found(output)
+    if count is not None and len(y) != count:
+        raise TargetError(
+            f"the model gave {len(y)} rows of scores for {count} picture{'s' * (count != 1)}, so they are no scores of "
+            "the pictures: does it squeeze or fold its batch axis? Pass a target of your own if that is meant."
+        )
+    return y
+
+
+def _found(output: Output) -> Logits:
     if isinstance(output, Tensor):
         return _as_logits(output)
     fields = output if isinstance(output, Mapping) else _fields(output)
@@ -176,8 +186,8 @@ def _known(score: str) -> None:
         raise TargetError(f"there is no score {score!r}.{did_you_mean(score, SCORES, show=9)}")
 
 
-def as_target(target: Any) -> Target:
-    """A class index stands for `classes`; anything callable is a target already.
+def as_target(target: Any, labels: Sequence[str] = ()) -> Target:
+    """A class index, or its label where the model has labels, stands for `classes`; a callable is a target already.
 
     Raises: TargetError for anything else, a list among it, which could mean two things.
     """
@@ -186,6 +196,8 @@ def as_target(target: Any) -> Target:
             "a list of classes could mean two things: one class for each picture is target=classes([…]); "
             "several classes of every picture are sweep(model, x, targets=[…])."
         )
+    if isinstance(target, str):
+        return classes(_labelled(target, labels))
     return target if callable(target) and not isinstance(target, Tensor) else classes(target)
 
 
@@ -219,6 +231,17 @@ def scores(asked: Sequence[Target], output: Output, count: int) -> Float[Tensor,
     return torch.stack([score(t, output, count) for t in asked])
 
 
+def _labelled(name: str, labels: Sequence[str]) -> int:
+    known = [label.casefold() for label in labels]
+    if name.casefold() in known:
+        return known.index(name.casefold())
+    raise TargetError(f"this model has no class called {name!r}.{did_you_mean(name, labels)}")
+
+
+def _named(target: Target) -> str:
+    return str(target) if isinstance(target, ClassTarget) else getattr(target, "__name__", "the one given")
+
+
 def score(target: Target, output: Output, count: int) -> Scores:
     """The target's scores, checked: floating, one for each of ``count`` pictures.
 
@@ -226,6 +249,10 @@ def score(target: Target, output: Output, count: int) -> Scores:
     """
     found = target(output)
     shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if isinstance(found, Tensor) and not found.is_floating_point():
+        raise TargetError(
+            f"a target gives floating-point scores; {_named(target)} gave {found.dtype}, which has no gradient."
+        )
     if not isinstance(found, Tensor) or (shape not in ((count,), (count, 1)) and not (count == 1 and found.dim() == 0)):
-        raise TargetError(f"a target gives one score a picture, shape ({count},); {target} gave {shape}.")
+        raise TargetError(f"a target gives one score a picture, shape ({count},); {_named(target)} gave {shape}.")
     return found.reshape(count)

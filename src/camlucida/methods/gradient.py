@@ -7,7 +7,7 @@ is the same at every place; ``at_gap`` is the method's closed form there, from `
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from camlucida.registry import register
@@ -27,11 +27,14 @@ def weigh(weights: Float[Tensor, "b c"], act: Act) -> Map:
     return torch.einsum("bc,bcz->bz", weights, act.flatten(2)).reshape(-1, *act.shape[2:])
 
 
+def _has_sum(act: Act) -> Bool[Tensor, "b c"]:
+    """Whether a channel's signed sum is more than rounding noise; else it has no mean to be sensitive to."""
+    return _sum(act).abs() > torch.finfo(act.dtype).eps * 8 * _sum(act.abs())
+
+
 def _xgrad_weights(act: Act, grad: Act) -> Float[Tensor, "b c"]:
-    total, size = _sum(act), _sum(act.abs())
-    # A channel whose signed sum is mere rounding noise has no mean to be sensitive to: it weighs nothing.
-    safe = total.abs() > torch.finfo(act.dtype).eps * 8 * size
-    return torch.where(safe, _sum(grad * act) / torch.where(safe, total, 1), 0)
+    safe = _has_sum(act)
+    return torch.where(safe, _sum(grad * act) / torch.where(safe, _sum(act), 1), 0)
 
 
 @register(
@@ -103,7 +106,7 @@ def hirescam(act: Act, grad: Act) -> Map:
     paper="fu2020",
     formula="Σ_k w_k A_k,  w_k = Σ(G_k ⊙ A_k) / ΣA_k",
     deviations="a channel whose signed sum is no more than rounding noise weighs zero instead of dividing by it",
-    at_gap=lambda g, _act: g,
+    at_gap=lambda g, act: torch.where(_has_sum(act), g, 0),
 )
 def xgradcam(act: Act, grad: Act) -> Map:
     """XGrad-CAM: the mean gradient weighted by the activation, from the axioms of sensitivity and conservation.

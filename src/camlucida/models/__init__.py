@@ -36,6 +36,8 @@ class Model(nn.Module):
     name: str
     notes: tuple[str, ...]
 
+    only_carries = True  # forward is the net's own: explain may look past this module
+
     def __init__(
         self,
         net: nn.Module,
