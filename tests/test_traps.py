@@ -198,6 +198,19 @@ def test_the_number_of_targets_does_not_change_an_answer() -> None:
         assert torch.allclose(one, many, atol=1e-6), method
 
 
+def test_rounding_noise_is_not_painted_as_evidence() -> None:
+    """Before an instance norm every channel's mean gradient is exactly zero: what is left of Grad-CAM is rounding."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.InstanceNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
+    ).eval()  # fmt: skip
+    x = torch.rand(2, 3, 16, 16)
+    blank = cl.explain(net, x, layer="0", target=1)
+    assert blank.statuses == ("no evidence",) * 2 and blank.heatmap().max() == 0 and blank.map.abs().max() > 0
+    assert cl.explain(net, x, layer="0", target=1, method="hirescam").status == "ok"
+    assert cl.explain(net, x, layer="1", target=1).status == "ok"
+
+
 def test_a_layer_of_one_place_is_refused() -> None:
     with pytest.raises(LayerError, match=r"one place only.*use layer='1'"):
         cl.explain(small(), torch.rand(1, 3, 8, 8), layer="2")

@@ -17,22 +17,26 @@ from camlucida.types import Map
 Status = Literal["ok", "all-negative", "zero gradient", "constant", "no evidence", "non-finite"]
 
 
-def status(map: Map, grad_is_zero: Sequence[bool] | None = None) -> tuple[Status, ...]:
-    """Whether each map shows anything, and if not, why.
+def status(
+    map: Map, grad_is_zero: Sequence[bool] | None = None, noise: Sequence[float] | None = None
+) -> tuple[Status, ...]:
+    """Whether each map shows anything, and if not, why; what stays within its rounding ``noise`` shows nothing.
 
     >>> status(torch.tensor([[1.0, 2.0], [-1.0, -2.0], [0.0, 0.0]]))
     ('ok', 'all-negative', 'no evidence')
     """
     flat = map.flatten(1)
     zero = [False] * len(flat) if grad_is_zero is None else grad_is_zero
-    rows = zip(flat.amin(1).tolist(), flat.amax(1).tolist(), flat.isfinite().all(1).tolist(), zero, strict=True)
-    return tuple(_state(*row, places=flat.shape[1]) for row in rows)
+    floor = [0.0] * len(flat) if noise is None else noise
+    ends = zip(flat.amin(1).tolist(), flat.amax(1).tolist(), flat.isfinite().all(1).tolist(), strict=True)
+    rows = zip(ends, zero, floor, strict=True)
+    return tuple(_state(*end, dead, under, flat.shape[1]) for end, dead, under in rows)
 
 
-def _state(low: float, high: float, finite: bool, dead: bool, places: int) -> Status:
+def _state(low: float, high: float, finite: bool, dead: bool, floor: float, places: int) -> Status:
     if not finite:
         return "non-finite"
-    if low == high == 0:
+    if max(-low, high) <= floor or low == high == 0:
         return "zero gradient" if dead else "no evidence"
     if low == high and places > 1:
         return "constant"

@@ -24,7 +24,8 @@ class Method:
 
     ``at_gap`` is its closed form on a global-average-pool + linear head: from the (spatially constant) gradient
     ``t b c`` and the activation to the channel weights ``t b c`` whose sum over ``act`` is the map. It turns a
-    thousand classes into one product; the tests prove it equal to ``read``.
+    thousand classes into one product; the tests prove it equal to ``read``. ``homogeneous``: a gradient twice as large
+    makes a map twice as large, so that a map far below gradient × activation is rounding noise.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Method:
     formula: str
     needs: Literal["gradient", "head"] = "gradient"
     class_agnostic: bool = False
+    homogeneous: bool = True
     cost: str = "1 + tail"
     deviations: str = "none"
     at_gap: AtGap | None = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from camlucida.core import heads, targets
@@ -61,10 +61,11 @@ def put(asked: Sequence[Target], output: Any, count: int) -> Asked:
 
 @dataclass(frozen=True)
 class Answers:
-    """Maps ``t b *space`` by (layer, method); by layer, which gradients were zero throughout, ``t b``."""
+    """Maps ``t b *space`` by (layer, method); by layer the largest ``abs(G)``, ``t b``, and ``abs(A)``, ``b``."""
 
     maps: Mapping[tuple[str, Method], Tensor]
-    zero: Mapping[str, Bool[Tensor, "t b"]]
+    steepest: Mapping[str, Float[Tensor, "t b"]]
+    largest: Mapping[str, Float[Tensor, " b"]]
 
 
 @dataclass(frozen=True)
@@ -86,21 +87,25 @@ class Evidence:
         known = {n: self._head(n, a, methods) for n, a in acts.items()}
         _refuse_headless(known, methods)
         found: dict[tuple[str, Method], list[Tensor]] = {(n, m): [] for n in acts for m in methods}
-        zero: dict[str, list[Tensor]] = {n: [] for n in acts}
+        steepest: dict[str, list[Tensor]] = {n: [] for n in acts}
         for name, head in known.items():
             if head is not None:
                 rows = head.rows(self.asked.along, acts[name])
-                zero[name].append((rows == 0).all(2))
+                steepest[name].append(rows.abs().amax(2))
                 for method in methods:
                     found[name, method].append(_closed(method, head, rows, acts[name]))
         graph = [n for n, head in known.items() if head is None]
         for grads in self._chunks(graph) if graph else ():
             for name in graph:
                 grad = full(self.layouts[name](grads[name]))
-                zero[name].append((grad == 0).flatten(1).all(1)[None])
+                steepest[name].append(grad.abs().flatten(1).amax(1)[None])
                 for method in methods:
                     found[name, method].append(method(acts[name], grad)[None])
-        return Answers({k: torch.cat(v) for k, v in found.items()}, {k: torch.cat(v) for k, v in zero.items()})
+        return Answers(
+            maps={k: torch.cat(v) for k, v in found.items()},
+            steepest={k: torch.cat(v) for k, v in steepest.items()},
+            largest={n: a.abs().flatten(1).amax(1) for n, a in acts.items()},
+        )
 
     def _head(self, name: str, act: Act, methods: Sequence[Method]) -> Head | None:
         """The closed form of what follows a layer, where one is proved and worth the proof."""

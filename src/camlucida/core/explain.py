@@ -114,7 +114,9 @@ class _Seen:
         """The status of every map, by layer and method, then target; all of one kind looked at together."""
         found = {}
         for (name, method), raw in self.answers.maps.items():
-            flat = maps.status(raw.flatten(0, 1), self.answers.zero[name].flatten().tolist())
+            steepest = self.answers.steepest[name]
+            noise = 8 * torch.finfo(raw.dtype).eps * steepest * self.answers.largest[name] * method.homogeneous
+            flat = maps.status(raw.flatten(0, 1), (steepest == 0).flatten().tolist(), noise.flatten().tolist())
             b = raw.shape[1]
             found[name, method] = [flat[i : i + b] for i in range(0, len(flat), b)]
         return found
@@ -163,8 +165,8 @@ class _Question:
             seen = read(self.net, self.inputs, list(known), lambda tape: self._read(tape, known))
         except LayerError as problem:
             raise self._advised(problem) from None
-        for name, zero in seen.answers.zero.items():
-            if bool(zero.all()):
+        for name, steepest in seen.answers.steepest.items():
+            if bool((steepest == 0).all()):
                 self._refuse_blind(name)
         return seen
 

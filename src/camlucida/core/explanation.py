@@ -21,7 +21,7 @@ _WHY = {
     "all-negative": "no evidence for this answer: the whole map is negative",
     "zero gradient": "the score does not change with this layer here",
     "constant": "the map is the same everywhere",
-    "no evidence": "the map is zero everywhere",
+    "no evidence": "the map is zero everywhere, or rounding noise",
     "non-finite": "the map holds NaN or infinity",
 }
 

@@ -60,6 +60,7 @@ def gradcam(act: Act, grad: Act) -> Map:
     title="Grad-CAM++",
     paper="chattopadhyay2018",
     formula="Σ_k w_k A_k,  w_k = Σ relu(G_k) / (2 + G_k Σ A_k)",
+    homogeneous=False,
     deviations=(
         "the factor exp(y) of eq. 19 is left out: it is one positive number a picture, overflows from y ≈ 88 on and "
         "falls out of the normalised map; negative channel sums, which the paper's rectified maps never have, count "
