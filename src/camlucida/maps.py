@@ -1,7 +1,8 @@
 """From a raw map to what people look at: separate, pure steps that are recorded when they are taken.
 
-`status` says whether a map shows anything, `rectify` keeps the evidence *for*, `unit` brings it to [0, 1] (or
-[−1, 1]) by a stated scale, `resize` and `lay` put it on the input's grid and on the pixels of the picture.
+`weigh` is the sum that a class activation map is, `status` says whether it shows anything, `rectify` keeps the
+evidence *for*, `unit` brings it to [0, 1] (or [−1, 1]) by a stated scale, `resize` and `lay` put it on the input's grid
+and on the pixels of the picture.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,23 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from camlucida.frame import Frame
-from camlucida.types import Map
+from camlucida.types import Act, Map, Weights
 
 Status = Literal["ok", "all-negative", "zero gradient", "constant", "no evidence", "non-finite"]
+
+
+def weigh(weights: Float[Tensor, "b c"], act: Act) -> Map:
+    """``Σ_k w_k A_k``: the weighted sum of channels that every class activation map is.
+
+    >>> weigh(torch.tensor([[1.0, -1.0]]), torch.ones(1, 2, 3)).tolist()
+    [[0.0, 0.0, 0.0]]
+    """
+    return torch.einsum("bc,bcz->bz", weights, act.flatten(2)).reshape(-1, *act.shape[2:])
+
+
+def weigh_many(weights: Weights, act: Act) -> Float[Tensor, "t b *space"]:
+    """The maps of many targets from their channel weights, in one product."""
+    return torch.einsum("tbc,bcz->tbz", weights, act.flatten(2)).reshape(*weights.shape[:2], *act.shape[2:])
 
 
 def status(

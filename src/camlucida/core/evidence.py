@@ -19,7 +19,7 @@ from camlucida.core.capture import Tape, full, vjp
 from camlucida.core.heads import Head
 from camlucida.core.targets import ClassTarget
 from camlucida.errors import MethodError
-from camlucida.methods.gradient import at_gap_map
+from camlucida.maps import weigh_many
 from camlucida.registry import Method
 from camlucida.types import Act, Layout, Target
 
@@ -144,5 +144,5 @@ def _refuse_headless(known: Mapping[str, Head | None], methods: Sequence[Method]
 
 def _closed(method: Method, head: Head, rows: Float[Tensor, "t b w"], act: Act) -> Float[Tensor, "t b *space"]:
     if head.kind == "gap" and method.at_gap is not None:
-        return at_gap_map(method.at_gap(rows, act), act)
+        return weigh_many(method.at_gap(rows, act), act)
     return torch.stack([method(act, head.spread(row[None], act)[0]) for row in rows])

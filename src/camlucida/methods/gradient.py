@@ -10,21 +10,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from camlucida.maps import weigh
 from camlucida.registry import register
-from camlucida.types import Act, Map, Weights
+from camlucida.types import Act, Map
 
 
 def _sum(per_place: Act) -> Float[Tensor, "b c"]:
     return per_place.flatten(2).sum(2)
-
-
-def weigh(weights: Float[Tensor, "b c"], act: Act) -> Map:
-    """``Σ_k w_k A_k``: the weighted sum of channels that every class activation map is.
-
-    >>> weigh(torch.tensor([[1.0, -1.0]]), torch.ones(1, 2, 3)).tolist()
-    [[0.0, 0.0, 0.0]]
-    """
-    return torch.einsum("bc,bcz->bz", weights, act.flatten(2)).reshape(-1, *act.shape[2:])
 
 
 def _has_sum(act: Act) -> Bool[Tensor, "b c"]:
@@ -153,8 +145,3 @@ def elementwise(act: Act, grad: Act) -> Map:
     [[1.0, 3.0]]
     """
     return (grad * act).relu().sum(1)
-
-
-def at_gap_map(weights: Weights, act: Act) -> Float[Tensor, "t b *space"]:
-    """The maps of many targets from their channel weights, in one product."""
-    return torch.einsum("tbc,bcz->tbz", weights, act.flatten(2)).reshape(*weights.shape[:2], *act.shape[2:])

@@ -4,7 +4,7 @@ The ``grad`` they are given is the gradient of a global average + linear head, `
 engine refuses them where the model has no such head.
 """
 
-from camlucida.methods.gradient import weigh
+from camlucida.maps import weigh
 from camlucida.registry import register
 from camlucida.types import Act, Map
 
