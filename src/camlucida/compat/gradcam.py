@@ -15,7 +15,7 @@ from camlucida.core.layers import resolve
 from camlucida.core.scope import untouched
 from camlucida.core.targets import classes, logits, top1
 from camlucida.errors import InputError
-from camlucida.types import Map, Target
+from camlucida.types import Loaded, Map, Target
 
 Mask = Float[Tensor, "b 1 h w"]
 Logits = Float[Tensor, "b k"]
@@ -33,7 +33,8 @@ class Cam(ABC):
         missing = sorted({"arch", "layer_name"} - model_dict.keys())
         if missing:
             raise InputError(f"the model dictionary has no {missing[0]!r}: dict(arch=model, layer_name='features_29').")
-        self.model_arch: nn.Module = model_dict["arch"]
+        arch = model_dict["arch"]
+        self.model_arch: nn.Module = arch.net if isinstance(arch, Loaded) else arch
         self.layer = resolve(self.model_arch, model_dict["layer_name"])
         if verbose and "input_size" in model_dict:
             # Noise, as of zeros no gradient might come back; drawn without the global generator.
