@@ -692,3 +692,14 @@ def test_torchvision_masks_are_grad_cam(net, layer, dotted):
         model = getattr(tv, net)(weights=None).eval()
     x = pictures(1, 3, 96, 64)
     close(GradCAM(dict(type=net, arch=model, layer_name=layer))(x, 7)[0], gradcam_by_hand(model, dotted, x, 7))
+
+
+def test_a_loaded_model_is_looked_through() -> None:
+    from camlucida import Preprocess
+    from camlucida.models import Model
+
+    look = Preprocess((8, 8), mean=(0.5,), std=(0.5,))
+    loaded = Model(head(1.0), look, name="mine", labels=("only",))
+    x = torch.arange(64.0).reshape(1, 1, 8, 8)
+    mask, _ = GradCAM(dict(arch=loaded, layer_name="0"))(x, class_idx=0)
+    assert torch.equal(mask, GradCAM(dict(arch=head(1.0), layer_name="0"))(x, class_idx=0)[0])

@@ -296,6 +296,13 @@ def test_what_people_try_first_is_refused_with_the_way_out(how: dict[str, Any], 
         cl.explain(small(), **{"x": torch.rand(1, 3, 8, 8), **how})
 
 
+def test_preprocessing_that_was_assumed_is_told() -> None:
+    photo = np.zeros((30, 40, 3), np.uint8)
+    assert "as for ImageNet" in cl.explain(small(), photo).summary()["notes"]
+    own = cl.Preprocess((16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert "notes" not in cl.explain(small(), photo, preprocess=own).summary()
+
+
 def test_one_thing_alone_stands_for_a_list_of_it() -> None:
     net, x = small(), torch.rand(1, 3, 8, 8)
     assert [e.layer for e in cl.sweep(net, x, targets=3, methods="hirescam", layers="1")] == ["1"]  # type: ignore[arg-type]

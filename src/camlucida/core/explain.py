@@ -27,6 +27,7 @@ from camlucida.registry import Method, get
 from camlucida.types import Layout, Loaded, Target
 from camlucida.version import __version__
 
+_ASSUMED = "preprocessed as for ImageNet, 224×224, for the model does not say: preprocess= takes another"
 LayerAsk = str | int | nn.Module | tuple[str | nn.Module, Layout] | None
 
 
@@ -85,7 +86,8 @@ def sweep(
     question = _Question(net, inputs, asked, [get(m) for m in _several(methods)])
     places, seen = question.answer(_several(layers))
     cost = (clock(inputs.x.device) - start) / seen.seconds
-    context = _Told(pictures, labels, tuple(getattr(told, "notes", ())), cost, seen.statuses())
+    assumed = (_ASSUMED,) if pictures.frames and not (told or preprocess) else ()
+    context = _Told(pictures, labels, (*getattr(told, "notes", ()), *assumed), cost, seen.statuses())
     order = [(t, m, n) for t in range(len(asked)) for m in question.methods for n, _ in places]
     return [_explanation(seen, question.targets[t], t, m, n, context) for t, m, n in order]
 
