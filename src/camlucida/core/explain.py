@@ -214,7 +214,7 @@ class _Question:
 
         Where nothing before it matters either, this picture's score is dead, not the layer: that is a status.
         """
-        seen = self.survey(again=True)
+        seen = self.survey()
         place = seen.of(name)
         if place is None or place.share > 0:
             return
