@@ -303,6 +303,20 @@ def test_preprocessing_that_was_assumed_is_told() -> None:
     assert "notes" not in cl.explain(small(), photo, preprocess=own).summary()
 
 
+def test_a_module_under_two_names_answers_to_both() -> None:
+    net = small()
+    net.add_module("twin", net[1])  # the same object again
+    net.forward = lambda x: nn.Sequential(*list(net)[:5])(x)  # type: ignore[method-assign]
+    one, two = cl.sweep(net, torch.rand(1, 3, 8, 8), targets=1, layers=["1", "twin"])
+    assert (one.layer, two.layer) == ("1", "twin") and torch.equal(one.map, two.map)
+
+
+def test_one_layer_with_two_layouts_is_refused() -> None:
+    ask = [("1", cl.channels_first), ("1", cl.channels_last)]
+    with pytest.raises(InputError, match="two layouts at once"):
+        cl.sweep(small(), torch.rand(1, 3, 8, 8), layers=ask)
+
+
 def test_one_thing_alone_stands_for_a_list_of_it() -> None:
     net, x = small(), torch.rand(1, 3, 8, 8)
     assert [e.layer for e in cl.sweep(net, x, targets=3, methods="hirescam", layers="1")] == ["1"]  # type: ignore[arg-type]

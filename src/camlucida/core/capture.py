@@ -205,7 +205,7 @@ def _hooked(watch: _Watch) -> Iterator[None]:
 
 def _unhook(module: nn.Module, watch: _Watch) -> None:
     # By what is there rather than by handles: an interrupt may fall between putting a hook in and noting its handle.
-    for number in [n for n, h in module._forward_hooks.items() if h is watch]:
+    for number in [n for n, h in list(module._forward_hooks.items()) if h is watch]:
         for table in (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called):
             table.pop(number, None)
 
@@ -226,7 +226,9 @@ def run(
     missing = [n for n in layers if n != "input" and n not in modules]
     if missing:
         raise LayerError(f"this model has no layer {missing[0]!r} any more")
-    watch = _Watch({modules[n]: n for n in (*spy, *layers) if n != "input"}, layers, whole)
+    watched = {modules[n]: n for n in (*spy, *layers) if n != "input"}
+    known = {n: watched[modules[n]] if n in modules else n for n in layers}  # one module may be asked for by two names
+    watch = _Watch(watched, list(known.values()), whole)
     with untouched(net, inputs.x.device):
         inputs = inputs.map(lambda v: v.detach().clone())  # a model that writes into its input writes into a copy
         if whole or "input" in layers:
@@ -235,20 +237,18 @@ def run(
             start = clock(inputs.x.device)
             output = call(net, inputs)
             seconds = clock(inputs.x.device) - start
-        _check(watch, layers)
+        _check(watch, list(known.values()))
         torch.set_grad_enabled(True)
-        yield Tape(output, {n: watch.acts[n] for n in layers}, tuple(watch.calls), seconds)
+        yield Tape(output, {n: watch.acts[name] for n, name in known.items()}, tuple(watch.calls), seconds)
 
 
-def read(
-    model: nn.Module, inputs: Inputs, layers: Sequence[str], reader: Callable[[Tape], R], spy: Sequence[str] = ()
-) -> R:
+def read(model: nn.Module, inputs: Inputs, layers: Sequence[str], reader: Callable[[Tape], R]) -> R:
     """``reader(tape)`` of one forward pass; only where a layer hides from it, of a second one with a whole graph."""
     try:
-        with run(model, inputs, layers, spy=spy) as tape:
+        with run(model, inputs, layers) as tape:
             return reader(tape)
     except _Unseen:
-        with run(model, inputs, layers, spy=spy, whole=True) as tape:
+        with run(model, inputs, layers, whole=True) as tape:
             return reader(tape)
 
 

@@ -70,13 +70,12 @@ class Answers:
 
 @dataclass(frozen=True)
 class Evidence:
-    """One forward pass and how to read its layers; ``net`` lends its weights to closed forms, if ``closed``."""
+    """One forward pass and how to read its layers; ``net`` lends its weights to closed forms."""
 
     tape: Tape
     layouts: Mapping[str, Layout]
     net: nn.Module
     asked: Asked
-    closed: bool = True
 
     def answers(self, methods: Sequence[Method]) -> Answers:
         """The maps of all targets by all methods at all layers.
@@ -109,7 +108,7 @@ class Evidence:
 
     def _head(self, name: str, act: Act, methods: Sequence[Method]) -> Head | None:
         """The closed form of what follows a layer, where one is proved and worth the proof."""
-        wanted = any(m.needs == "head" for m in methods) or (self.closed and len(self.asked.along) >= WORTH)
+        wanted = any(m.needs == "head" for m in methods) or len(self.asked.along) >= WORTH
         if not wanted or self.asked.index is None:
             return None
         return heads.recognise(self.net, self.tape, name, self.layouts[name], act)

@@ -153,6 +153,8 @@ class _Question:
     def answer(self, asked: Sequence[LayerAsk]) -> tuple[list[tuple[str, Layout | None]], _Seen]:
         """The places and what they answer; where a remembered place no longer runs, the model is looked at anew."""
         places = [self.place(ask) for ask in asked]
+        if len(dict(places)) < len(set(places)):
+            raise InputError("a layer was asked for with two layouts at once: ask for one after the other.")
         try:
             return places, self.ask(dict(places))
         except LayerError:
