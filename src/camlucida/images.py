@@ -29,6 +29,9 @@ _File: TypeAlias = io.BufferedIOBase | IO[bytes]
 Source: TypeAlias = str | os.PathLike[str] | bytes | _File | Image.Image | NDArray[Any]
 """What `open_picture` takes."""
 
+ENDINGS = frozenset(".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .tif .tiff .ppm .pgm .pbm .avif .heic .heif".split())
+"""What a file in a folder must end in to be taken for a picture; a file named by itself may end in anything."""
+
 _Reader: TypeAlias = Callable[[Any, str], ImageFile.ImageFile]
 
 

@@ -14,10 +14,8 @@ from camlucida.core.scope import named, unwrap
 from camlucida.core.targets import ClassTarget
 from camlucida.errors import InputError, MethodError, TargetError, did_you_mean
 from camlucida.files import printable
+from camlucida.images import ENDINGS
 from camlucida.registry import Method
-
-ENDINGS = frozenset(".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .tif .tiff .ppm .pgm .pbm .avif .heic .heif".split())
-"""What a file in a folder must end in to be taken for a picture; a file named by itself may end in anything."""
 
 
 @dataclass(frozen=True)
