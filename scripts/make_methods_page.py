@@ -17,15 +17,31 @@ Papers are keys of [papers.bib](papers.bib).
 """
 
 
+ORDER = ("head", "gradient", "activation", "model", "attention")
+OPTIONS = (
+    "After the name, separated by colons, as in `rise:samples=500`; in Python also `get(name).having(samples=500)`.\n\n"
+)
+
+
 def row(m: Method) -> str:
     agnostic = "yes" if m.class_agnostic else "no"
-    return f"| `{m.name}` | {m.title} | {m.formula} | {m.needs} | {agnostic} | {m.cost} | {m.paper} |"
+    cells = (f"`{m.name}`", m.title, m.formula, m.needs, agnostic, m.cost, m.paper)
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def choices(m: Method) -> str:
+    """The options of a method with their defaults, as a command line takes them."""
+    return f"- `{m.name}`: " + ", ".join(f"`{k}={v}`" for k, v in m.choices.items())
 
 
 def page() -> str:
-    known = list_methods().values()
+    known = sorted(list_methods().values(), key=lambda m: ORDER.index(m.needs))
+    blind = "\n".join(f"- **{m.title}** is blind to {m.insensitive}." for m in known if m.insensitive)
+    asked = "\n".join(choices(m) for m in known if m.choices)
     notes = "\n".join(f"- **{m.title}**: {m.deviations}." for m in known if m.deviations != "none")
-    return HEAD + "\n".join(map(row, known)) + "\n\n## Where we differ from the paper\n\n" + notes + "\n"
+    parts = {"Options": OPTIONS + asked, "Known to fail sanity checks": blind, "Where we differ from the paper": notes}
+    told = "".join(f"\n\n## {title}\n\n{text}" for title, text in parts.items())
+    return HEAD + "\n".join(map(row, known)) + told + "\n"
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ from camlucida.core import capture, evidence, heads
 from camlucida.errors import LayerError, MethodError
 from camlucida.registry import list_methods
 
-METHODS = tuple(list_methods())
-NO_HEAD = tuple(name for name, method in list_methods().items() if method.needs != "head")
+# Methods that read one activation and one gradient.
+READERS = {name: method for name, method in list_methods().items() if name in REPLICAS}
+METHODS = tuple(READERS)
+NO_HEAD = tuple(name for name, method in READERS.items() if method.needs != "head")
 LINEAR = ("gradcam", "hirescam", "xgradcam")  # linear in the gradient
 dimensions = pytest.mark.parametrize("dims", [1, 2, 3], ids=["1d", "2d", "3d"])
 seeds = pytest.mark.parametrize("seed", range(2))
@@ -527,7 +529,7 @@ def by_hand(net: nets.Net, x: Tensor, k: int) -> dict[str, Tensor]:
     with net.features.register_forward_hook(lambda _m, _a, made: kept.append(made)):
         y = net(x.clone().requires_grad_())
     (grad,) = torch.autograd.grad(y[:, k].sum(), kept[0])
-    return {name: method(kept[0].detach(), grad) for name, method in list_methods().items()}
+    return {name: method(kept[0].detach(), grad) for name, method in READERS.items()}
 
 
 def no_batched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
@@ -686,7 +688,7 @@ def test_p21_a_class_without_weights_has_the_same_status_on_every_path(
 def test_p23_at_a_single_place_gradcam_hirescam_and_xgradcam_are_one(dims: int) -> None:
     """The formulas agree there; a layer of one place is refused all the same, for it shows nothing."""
     act, grad = (torch.randn(3, 4, *(1,) * dims, dtype=torch.float64) for _ in range(2))
-    grad_cam, hires, xgrad = (list_methods()[m](act, grad) for m in ("gradcam", "hirescam", "xgradcam"))
+    grad_cam, hires, xgrad = (READERS[m](act, grad) for m in ("gradcam", "hirescam", "xgradcam"))
     assert grad_cam.shape == (3, *(1,) * dims) and apart(grad_cam, hires) < 1e-12 and apart(xgrad, hires) < 1e-12
     net = nets.smooth_tail(dims, 13)
     net.features.append(nets._kind("AdaptiveAvgPool", dims)(1))

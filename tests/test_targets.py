@@ -32,6 +32,7 @@ BY_HAND = {
     "log_probability": lambda row, k: math.log(softmax(row)[k]),
     "margin": lambda row, k: row[k] - max(v for j, v in enumerate(row) if j != k),
     "logit_minus_mean": lambda row, k: row[k] - sum(row) / len(row),
+    "rest": lambda row, k: row[k] + math.log(softmax(row)[k]),
 }
 every_score = pytest.mark.parametrize("score", SCORES)
 
@@ -402,3 +403,93 @@ def test_target_says_what_it_is(target: ClassTarget, said: str) -> None:
 def test_target_can_be_compared_and_kept_in_a_set() -> None:
     assert {classes(1), classes([1]), classes(1, "margin")} == {classes(1), classes(1, "margin")}
     assert targets.top1 is cl.top1
+
+
+# ----------------------------------------------------------------------------------------------------------- contrasts
+
+
+def finer_by_hand(row: list[float], k: int, rivals: int, alpha: float) -> tuple[float, dict[int, float]]:
+    """Zhang 2025: the score and its weights, ``{class: weight}``."""
+    near = sorted((j for j in range(len(row)) if j != k), key=lambda j: abs(row[j] - row[k]))[:rivals]
+    p = softmax(row)
+    weights = {j: alpha * p[j] / sum(p[i] for i in near) for j in near}
+    return row[k] - sum(w * row[j] for j, w in weights.items()), weights
+
+
+@pytest.mark.parametrize("rivals", [1, 2, 3, 9])
+@pytest.mark.parametrize("k", [None, 0, 3, [3, 0, 2]])
+def test_finer_is_its_formula_with_weights_held_fixed(rivals: int, k: Any) -> None:
+    """The peer's weights take part in its gradient; the paper's are numbers."""
+    leaf = Y.clone().requires_grad_()
+    found = targets.finer(k, rivals, 0.7)(leaf)
+    (grad,) = torch.autograd.grad(found.sum(), leaf)
+    for i, row in enumerate(Y.tolist()):
+        own = row.index(max(row)) if k is None else k[i] if isinstance(k, list) else k
+        score, weights = finer_by_hand(row, own, rivals, 0.7)
+        assert float(found[i].detach()) == pytest.approx(score, abs=1e-12)
+        for j in range(4):
+            assert float(grad[i, j]) == pytest.approx((j == own) - weights.get(j, 0.0), abs=1e-12)
+
+
+def test_finer_stays_finite_where_all_rivals_have_no_probability() -> None:
+    y = torch.tensor([[1e30, -1e30, 3e4, -7.0]])
+    assert targets.finer(0)(y).isfinite().all() and targets.finer(3)(y).isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["cam", "gradcam", "hirescam", "xgradcam"])
+@pytest.mark.parametrize("many", [False, True])
+def test_map_of_a_contrast_is_the_contrast_of_the_maps(method: str, many: bool) -> None:
+    """P10, by closed form and by autograd, alone and among many targets."""
+    net = nets.gap_linear()
+    x = net.x(2)
+    asked = [targets.against(1, 3), targets.finer(None, 2, 0.8)] + [targets.against(0, 1, 2)] * 4 * many
+    found = cl.sweep(net, x, targets=asked, methods=[method], layers=[net.layer])
+    own = [cl.explain(net, x, target=k, method=method, layer=net.layer).map for k in range(5)]
+    assert apart(found[0].map, own[1] - own[3]) < 1e-12 and found[0].classes.tolist() == [1, 1]
+    with torch.no_grad():
+        y = net(x)
+    for i, row in enumerate(y.tolist()):
+        k = row.index(max(row))
+        _, weights = finer_by_hand(row, k, 2, 0.8)
+        assert apart(found[1].map[i], own[k][i] - sum(w * own[j][i] for j, w in weights.items())) < 1e-10
+    assert found[1].classes.tolist() == y.argmax(1).tolist()
+    if many:
+        assert apart(found[-1].map, own[0] - (own[1] + own[2]) / 2) < 1e-12
+
+
+def test_a_contrast_is_a_class_target_with_a_label() -> None:
+    net = nets.smooth_tail()
+    e = cl.explain(net, net.x(2), target=targets.against(1, 3), layer=net.layer, method="ablationcam")
+    assert e.label() == "class 1" and e.facts.target == "class 1 against 3" and e.probability() is not None
+    assert str(targets.finer()) == "top 1 against its 3 nearest rivals" and str(classes(1, "finer")).endswith(
+        "3 nearest rivals"
+    )
+    assert (
+        str(targets.against([1, 2], 3, 4)) == "class per picture against 3, 4"
+        and str(classes(2, "rest")) == "class 2, rest"
+    )
+
+
+@pytest.mark.parametrize("score", ["finer:2:0.8", "finer", "logit", "against:2", "rest"])
+def test_fixed_target_scores_and_slopes_as_the_free_one_where_it_was_fixed(score: str) -> None:
+    row = Y[1:2].clone().requires_grad_()
+    free, fixed = ClassTarget(score=score), ClassTarget(score=score).fixed(1, Y[1:2])
+    found = [t(row) for t in (free, fixed)]
+    assert apart(found[1], found[0]) < 1e-12
+    slopes = [torch.autograd.grad(f.sum(), row)[0] for f in found]
+    assert apart(slopes[1], slopes[0]) < 1e-12
+    assert fixed.indices == (1,) and fixed.fixed(1, Y[:1]) == fixed
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [(lambda: targets.against(1), "no contrast"), (lambda: targets.against(1, 1), "against itself"),
+     (lambda: targets.against([1, 2], 2), "against itself"), (lambda: targets.against(1, 2.5), "whole number"),
+     (lambda: targets.finer(rivals=0), "no contrast"), (lambda: targets.finer(alpha=math.nan), "no contrast"),
+     (lambda: classes(1, "against:x"), "no contrast"), (lambda: classes(1, "finer:1:2:3"), "no contrast"),
+     (lambda: classes(1, "finest"), "finer"), (lambda: classes(1, "logit:3"), "no score"),
+     (lambda: targets.against(1, 7)(Y), "class 7 does not exist"), (lambda: targets.finer()(Y[:, :1]), "two classes")],
+)  # fmt: skip
+def test_contrasts_that_make_no_sense_are_refused(make: Any, match: str) -> None:
+    with pytest.raises(TargetError, match=match):
+        make()

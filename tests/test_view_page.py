@@ -178,3 +178,60 @@ def test_a_card_escapes_everything_and_loads_nothing() -> None:
     assert "<script" not in page and "&lt;script&gt;" in page and "&quot;&amp;" in page
     assert page.count('"') % 2 == 0 and "http" not in page and page.encode("utf-8")
     assert "<table" not in view.card(noise(4, 4), {})
+
+
+# --- the maps of several classes
+
+
+def test_a_sheet_puts_every_class_above_its_overlay_on_one_scale() -> None:
+    picture = Image.new("RGB", (100, 50), (0, 0, 200))
+    heats = [np.full((50, 100), value, np.float32) for value in (1.0, 0.5, 0.0)]
+    page = view.class_map_sheet(picture, heats, ["cat", "dog", "car"], side=100)
+    top = page.height - 16 - 50 - 8 - 50  # the lower margin, two rows and what is between them
+    assert page.width == 16 + 4 * 100 + 3 * 8 + 16
+    assert page.getpixel((66, top + 25)) == (0, 0, 200)
+    for i, value in enumerate((1.0, 0.5, 0.0), start=1):
+        colour = np.array(view.table("turbo")[round(255 * value)], int)
+        x = 16 + 108 * i + 50
+        np.testing.assert_allclose(page.getpixel((x, top + 25)), colour, atol=1)
+        np.testing.assert_allclose(page.getpixel((x, top + 83)), (colour + np.array([0, 0, 200])) / 2, atol=2)
+
+
+def test_a_sheets_bar_runs_from_cold_to_hot_and_names_its_ends() -> None:
+    picture, heats = Image.new("RGB", (300, 300), "grey"), [np.zeros((300, 300))]
+    plain, signed = (np.asarray(view.class_map_sheet(picture, heats, ["cat"], signed=s), int) for s in (False, True))
+    lows = []
+    for page, scale in ((plain, view.table("turbo")), (signed, view.scale(signed=True))):
+        rows = page[-16 - 224 :, 16 : 16 + 224]  # the place below the picture
+        line = next(y for y in range(224) if np.abs(rows[y, 0] - scale[0]).max() < 3)
+        np.testing.assert_allclose(rows[line + 3, [0, 223]], scale[[0, -1]], atol=3)
+        np.testing.assert_allclose(rows[line + 3, 112], scale[len(scale) // 2], atol=6)
+        lows.append((rows[line + 12 :, :75] < 128).sum())
+    assert lows[0] > 0 and lows[1] > lows[0]  # "0" on the left, or "−max"
+    other = np.asarray(view.class_map_sheet(picture, heats, ["cat"], signed=True, top="12.5"), int)
+    changed = np.argwhere((other != signed).any(2))
+    assert changed.size and changed[:, 1].max() < 16 + 224 and changed[:, 0].min() > 16 + 224
+
+
+def test_a_sheets_caption_is_one_line_below_and_its_signs_are_told_apart() -> None:
+    picture = Image.new("RGB", (200, 100), "grey")
+    heats = [np.full((100, 200), value) for value in (-1.0, 1.0, np.nan)]
+    bare = view.class_map_sheet(picture, heats, ["a", "b", "c"], signed=True)
+    told = view.class_map_sheet(picture, heats, ["a", "b", "c"], signed=True, caption="low confidence")
+    assert told.width == bare.width and 10 < told.height - bare.height < 30
+    a, b = np.asarray(told), np.asarray(bare)
+    assert np.array_equal(a[: bare.height - 16], b[:-16]) and (a[bare.height - 8 :, 16:] < 128).any()
+    line = bare.height - 16 - 112 - 8 - 56
+    ends = [told.getpixel((16 + 232 * i + 112, line)) for i in (1, 2)]
+    np.testing.assert_array_equal(ends, view.scale(signed=True)[[0, -1]])
+    unseen = a[line - 40 : line + 40, 16 + 232 * 3 + 20 :][:, :180]
+    assert (unseen.max(2) == unseen.min(2)).all() and len(np.unique(unseen)) > 1  # grey, in stripes
+
+
+def test_a_sheet_refuses_what_it_cannot_show() -> None:
+    picture, heat = noise(30, 20), np.zeros((20, 30), np.float32)
+    for heats, labels in (([heat], []), ([], []), ([heat, heat], ["one"]), ([heat], "a")):
+        with pytest.raises(InputError, match=r"one label for each map.*: \d maps"):
+            view.class_map_sheet(picture, heats, labels)
+    with pytest.raises(InputError, match="30 × 20 pixels, the heat map 20 × 30"):
+        view.class_map_sheet(picture, [heat, heat.T], ["a", "b"])

@@ -15,6 +15,12 @@ from typing import TYPE_CHECKING
 from camlucida.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from camlucida.combine import augmented as augmented
+    from camlucida.combine import fuse as fuse
+    from camlucida.combine import over_layers as over_layers
+    from camlucida.combine import smooth as smooth
+    from camlucida.concepts import Concepts as Concepts
+    from camlucida.concepts import factorise as factorise
     from camlucida.core.explain import explain as explain
     from camlucida.core.explain import sweep as sweep
     from camlucida.core.explanation import Explanation as Explanation
@@ -23,7 +29,10 @@ if TYPE_CHECKING:
     from camlucida.core.layouts import channels_last as channels_last
     from camlucida.core.layouts import tokens as tokens
     from camlucida.core.store import load_explanation as load_explanation
+    from camlucida.core.supervise import supervised as supervised
+    from camlucida.core.targets import against as against
     from camlucida.core.targets import classes as classes
+    from camlucida.core.targets import finer as finer
     from camlucida.core.targets import rank as rank
     from camlucida.core.targets import top as top
     from camlucida.core.targets import top1 as top1
@@ -31,8 +40,18 @@ if TYPE_CHECKING:
     from camlucida.frame import Preprocess as Preprocess
     from camlucida.models import load as load
     from camlucida.registry import list_methods as list_methods
+    from camlucida.upsample import guided as guided
 
 _WHERE = {
+    "Concepts": "concepts",
+    "against": "core.targets",
+    "augmented": "combine",
+    "finer": "core.targets",
+    "fuse": "combine",
+    "guided": "upsample",
+    "factorise": "concepts",
+    "over_layers": "combine",
+    "smooth": "combine",
     "explain": "core.explain",
     "sweep": "core.explain",
     "Explanation": "core.explanation",
@@ -41,6 +60,7 @@ _WHERE = {
     "channels_last": "core.layouts",
     "tokens": "core.layouts",
     "load_explanation": "core.store",
+    "supervised": "core.supervise",
     "classes": "core.targets",
     "rank": "core.targets",
     "top": "core.targets",

@@ -1,4 +1,4 @@
-"""One forward pass and the gradients at the layers asked for: the only file that knows hooks and autograd.
+"""One forward pass and the gradients at the layers asked for: the only file that knows hooks.
 
 The layers before the earliest captured one run without a graph; at the captured layer the activation becomes a leaf
 and recording begins, so that memory and backward pass cost only what follows it. Nothing is ever accumulated into
@@ -9,7 +9,7 @@ model safe.
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,42 +18,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from camlucida.core.gradients import bend as bend
+from camlucida.core.gradients import full as full
+from camlucida.core.gradients import vjp as vjp
+from camlucida.core.inputs import Inputs as Inputs
 from camlucida.core.scope import named, plain_checkpoints, untouched, unwrap
 from camlucida.core.structure import feature, swap, tensors
-from camlucida.errors import InputError, LayerError
+from camlucida.errors import LayerError
 
 R = TypeVar("R")
 _LOCK = threading.Lock()  # torch numbers its hooks without a lock: two threads could be given the same number
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the model is called with; the largest floating tensor with space is the picture.
-
-    >>> Inputs((torch.zeros(1, 3, 8, 8),)).x.shape
-    torch.Size([1, 3, 8, 8])
-    """
-
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def x(self) -> Tensor:
-        """The picture tensor, ``b c *space``. Raises: InputError where there is none."""
-        given = [v for v in (*self.args, *self.kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()]
-        if given:
-            return max(given, key=lambda v: (v.dim() >= 3, v.numel()))  # masks and flags are smaller than pictures
-        raise InputError(
-            "no floating-point tensor among the inputs: hand over a batch of pictures (b, c, height, width)."
-        )
-
-    def map(self, change: Any) -> "Inputs":
-        """The same inputs with ``change`` applied to every tensor at the top level."""
-
-        def each(value: Any) -> Any:
-            return change(value) if isinstance(value, Tensor) else value
-
-        return Inputs(tuple(map(each, self.args)), {k: each(v) for k, v in self.kwargs.items()})
 
 
 @dataclass(frozen=True)
@@ -99,51 +73,26 @@ class Tape:
         return [next(grads) if m is not None and m.requires_grad else None for m in made]
 
 
-def vjp(at: Tensor, along: Tensor, acts: Sequence[Tensor], keep: bool = False) -> list[Tensor | None]:
-    """Vector-Jacobian products of ``at`` along many directions, ``t`` first, at least float32; None off the path.
-
-    Half-precision gradients are scaled: up, so that small ones survive; where that overflows, not, then down.
-    """
-    if not at.requires_grad:
-        return [None] * len(acts)
-    scales = [1024.0, 1.0, 1 / 1024] if any(a.dtype == torch.float16 for a in acts) else [1.0]
-    for scale in scales:
-        last = scale == scales[-1]
-        rows = _rows(at, (along * scale).to(at.dtype), acts, keep or not last)
-        found = [None if g is None else full(g) / scale if scale != 1 else full(g) for g in rows]
-        if last or all(bool(g.isfinite().all()) for g in found if g is not None):
-            break
-    return found
-
-
-def _rows(at: Tensor, along: Tensor, acts: Sequence[Tensor], keep: bool) -> list[Tensor | None]:
-    """Batched, or direction by direction where a layer's backward cannot be batched."""
-    if len(along) > 1:
-        try:
-            return list(torch.autograd.grad(at, acts, along, True, is_grads_batched=True, allow_unused=True))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            pass  # an operation without a batching rule (a custom autograd function): the loop below needs none
-    rows = []
-    for i, one in enumerate(along):
-        rows.append(torch.autograd.grad(at, acts, one, keep or i + 1 < len(along), allow_unused=True))
-    return [None if col[0] is None else torch.stack(col) for col in zip(*rows, strict=True)]
-
-
-def full(tensor: Tensor) -> Tensor:
-    """At least float32: half-precision activations and gradients are summed in full precision."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
 # --------------------------------------------------------------------------------------------------------- the pass
+
+
+@dataclass(frozen=True)
+class How:
+    """How to run: ``whole`` records from the input on, for models whose layers hide from a pass without gradients;
+    ``put`` are activations to go on from in place of what a layer gave, in its own shape, with as many rows as are
+    wanted from there on; without ``graph`` nothing is recorded at all.
+    """
+
+    whole: bool = False
+    put: Mapping[str, Tensor] = field(default_factory=dict)
+    graph: bool = True
 
 
 class _Watch:
     """Collects one thread's calls of the watched modules; every other thread's pass through it unseen."""
 
-    def __init__(self, names: Mapping[nn.Module, str], layers: Sequence[str], whole: bool) -> None:
-        self.thread, self.live, self.whole = threading.get_ident(), True, whole
+    def __init__(self, names: Mapping[nn.Module, str], layers: Sequence[str], how: "How") -> None:
+        self.thread, self.live, self.whole, self.how = threading.get_ident(), True, how.whole, how
         self.names, self.layers = names, set(layers)
         self.acts: dict[str, Tensor] = {}
         self.calls: list[Call] = []
@@ -164,8 +113,13 @@ class _Watch:
             return None
         if not self.whole and sum(v.is_floating_point() for v in tensors(made)) > 1:
             self.shared.add(name)  # what it gave beside the feature may hold it, too: only a whole graph shows that
-        self.acts[name] = act = _leaf(tensor, given)
-        torch.set_grad_enabled(True)
+        other = self.how.put.get(name)
+        if other is None:
+            act = _leaf(tensor, given)
+        else:  # without a graph it may carry a tangent, which must not be cut off
+            act = other.to(tensor).detach().requires_grad_() if self.how.graph else other.to(tensor)
+        self.acts[name] = act
+        torch.set_grad_enabled(self.how.graph)
         return swap(made, tensor, act.clone())  # what follows may write in place: on the copy
 
     def _note(self, call: Call) -> Any:
@@ -190,20 +144,19 @@ def _leaf(tensor: Tensor, given: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def _hooked(watch: _Watch) -> Iterator[None]:
+def _hooked(modules: Collection[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
     try:
         with _LOCK:
-            for module in watch.names:
-                module.register_forward_hook(watch, with_kwargs=True)
+            for module in modules:
+                module.register_forward_hook(hook, with_kwargs=True)
         yield
     finally:
-        watch.live = False
         with _LOCK:
-            for module in watch.names:
-                _unhook(module, watch)
+            for module in modules:
+                _unhook(module, hook)
 
 
-def _unhook(module: nn.Module, watch: _Watch) -> None:
+def _unhook(module: nn.Module, watch: Callable[..., Any]) -> None:
     # By what is there rather than by handles: an interrupt may fall between putting a hook in and noting its handle.
     for number in [n for n, h in list(module._forward_hooks.items()) if h is watch]:
         for table in (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called):
@@ -211,13 +164,35 @@ def _unhook(module: nn.Module, watch: _Watch) -> None:
 
 
 @contextmanager
+def noted(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """What the layers give in this thread's passes inside, graph and modes left as they are: for training loops.
+
+    In-place operations that follow must not spoil what was noted, so each layer's output goes on as a copy.
+    """
+    names = {m: n for n, m in named(unwrap(model)).items() if n in layers}
+    found: dict[str, Tensor] = {}
+    here = threading.get_ident()
+
+    def note(module: nn.Module, *rest: Any) -> Any:
+        made = rest[-1]  # after args and, once the hook is whole, kwargs
+        if threading.get_ident() != here or (tensor := feature(made)) is None:
+            return None
+        if names[module] in found:
+            raise LayerError(f"layer {names[module]!r} ran twice in one forward pass, so its map would be ambiguous")
+        found[names[module]] = tensor
+        return swap(made, tensor, tensor.clone())
+
+    with _hooked(names, note):
+        yield found
+
+
+@contextmanager
 def run(
-    model: nn.Module, inputs: Inputs, layers: Sequence[str], *, spy: Sequence[str] = (), whole: bool = False
+    model: nn.Module, inputs: Inputs, layers: Sequence[str], *, spy: Sequence[str] = (), how: How | None = None
 ) -> Iterator[Tape]:
     """Run ``model`` once and hold the graph behind ``layers`` while inside; the model is left as it was.
 
-    ``layers`` are dotted names, or ``"input"``; ``spy`` names modules whose calls are only noted. ``whole`` records
-    from the input on, for models whose layers hide from a pass without gradients.
+    ``layers`` are dotted names, or ``"input"``; ``spy`` names modules whose calls are only noted.
 
     Raises: LayerError where a layer ran twice, never, or gave no tensor with space.
     """
@@ -228,17 +203,21 @@ def run(
         raise LayerError(f"this model has no layer {missing[0]!r} any more")
     watched = {modules[n]: n for n in (*spy, *layers) if n != "input"}
     known = {n: watched[modules[n]] if n in modules else n for n in layers}  # one module may be asked for by two names
-    watch = _Watch(watched, list(known.values()), whole)
+    how = how or How()
+    watch = _Watch(watched, list(known.values()), how)
     with untouched(net, inputs.x.device):
         inputs = inputs.map(lambda v: v.detach().clone())  # a model that writes into its input writes into a copy
-        if whole or "input" in layers:
+        if how.graph and (how.whole or "input" in layers):
             inputs = _recorded(inputs, watch, layers)
-        with _hooked(watch), plain_checkpoints():
-            start = clock(inputs.x.device)
-            output = call(net, inputs)
-            seconds = clock(inputs.x.device) - start
+        try:
+            with _hooked(watched, watch), plain_checkpoints():
+                start = clock(inputs.x.device)
+                output = call(net, inputs)
+                seconds = clock(inputs.x.device) - start
+        finally:
+            watch.live = False
         _check(watch, list(known.values()))
-        torch.set_grad_enabled(True)
+        torch.set_grad_enabled(how.graph)
         yield Tape(output, {n: watch.acts[name] for n, name in known.items()}, tuple(watch.calls), seconds)
 
 
@@ -248,7 +227,7 @@ def read(model: nn.Module, inputs: Inputs, layers: Sequence[str], reader: Callab
         with run(model, inputs, layers) as tape:
             return reader(tape)
     except _Unseen:
-        with run(model, inputs, layers, whole=True) as tape:
+        with run(model, inputs, layers, how=How(whole=True)) as tape:
             return reader(tape)
 
 

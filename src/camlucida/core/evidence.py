@@ -6,7 +6,7 @@ its weights; elsewhere autograd computes it, many directions at a time, in chunk
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from camlucida.registry import Method
 from camlucida.types import Act, Layout, Target
 
 GRADIENT_BYTES = 2**28  # the gradients of many targets are taken in chunks of at most this size
+DEARER = 2  # a pass forward with a tangent, in passes back for one of many targets
 WORTH = 4  # from so many targets on it pays to prove a closed form, which costs one backward pass of the tail
 
 
@@ -38,6 +39,7 @@ class Asked:
     at: Tensor
     along: Tensor
     index: Int[Tensor, "t b"] | None = None
+    linear: bool = False  # whether the scores are linear in the logits
 
 
 def put(asked: Sequence[Target], output: Any, count: int) -> Asked:
@@ -51,7 +53,7 @@ def put(asked: Sequence[Target], output: Any, count: int) -> Asked:
     leaf = full(y.detach()).repeat(len(plain), 1, 1)
     if all(t.score == "logit" for t in plain):  # a logit's direction is its own axis
         return Asked(
-            leaf.gather(2, index[..., None])[..., 0], y, leaf.zero_().scatter_(2, index[..., None], 1.0), index
+            leaf.gather(2, index[..., None])[..., 0], y, leaf.zero_().scatter_(2, index[..., None], 1.0), index, True
         )
     leaf.requires_grad_()
     scores = targets.class_scores(plain, leaf, index)
@@ -61,55 +63,92 @@ def put(asked: Sequence[Target], output: Any, count: int) -> Asked:
 
 @dataclass(frozen=True)
 class Answers:
-    """Maps ``t b *space`` by (layer, method); by layer the largest ``abs(G)``, ``t b``, and ``abs(A)``, ``b``."""
+    """Maps ``t b *space`` by (layer, method); by layer the largest ``abs(G)``, ``t b``, and ``abs(A)``, ``b``.
 
-    maps: Mapping[tuple[str, Method], Tensor]
+    ``steepest`` is there where a gradient was taken; ``slopes`` gives the gradient ``t c *space`` of one picture where
+    the scores are proved linear in the activation.
+    """
+
+    maps: dict[tuple[str, Method], Tensor]
     steepest: Mapping[str, Float[Tensor, "t b"]]
     largest: Mapping[str, Float[Tensor, " b"]]
+    slopes: Mapping[str, Callable[[int], Tensor]]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One forward pass and how to read its layers; ``net`` lends its weights to closed forms."""
+    """One forward pass and how to read its layers; ``net`` lends its weights to closed forms.
+
+    ``wanted`` are the methods asked for at each layer; ``forward`` leaves out those that cost less asked by place.
+    """
 
     tape: Tape
     layouts: Mapping[str, Layout]
     net: nn.Module
     asked: Asked
+    wanted: Mapping[str, Sequence[Method]]
+    forward: bool = False
 
-    def answers(self, methods: Sequence[Method]) -> Answers:
-        """The maps of all targets by all methods at all layers.
+    def answers(self) -> Answers:
+        """The maps of all targets by all methods that read, at all their layers; those that ask come later.
 
         Raises: LayerError where the score does not depend on a layer; MethodError where a method needs a linear head.
         """
-        acts = {n: full(layout(self.tape.acts[n].detach())) for n, layout in self.layouts.items()}
-        known = {n: self._head(n, a, methods) for n, a in acts.items()}
-        _refuse_headless(known, methods)
-        found: dict[tuple[str, Method], list[Tensor]] = {(n, m): [] for n in acts for m in methods}
-        steepest: dict[str, list[Tensor]] = {n: [] for n in acts}
+        acts = {n: full(self.layouts[n](self.tape.acts[n].detach())) for n in self.wanted}
+        known = {n: self._head(n, a) for n, a in acts.items()}
+        found, steepest = self._read(acts, known)
+        for name, method in ((n, m) for n, ms in self.wanted.items() for m in ms if m.needs == "activation"):
+            found[name, method] = method(acts[name]).expand(len(self.asked.along), *acts[name][:, 0].shape)
+        return Answers(
+            maps=found,
+            steepest=steepest,
+            largest={n: a.abs().flatten(1).amax(1) for n, a in acts.items()},
+            slopes={n: self._slopes(head, acts[n]) for n, head in known.items() if head and self.asked.linear},
+        )
+
+    def _read(
+        self, acts: Mapping[str, Act], known: Mapping[str, Head | None]
+    ) -> tuple[dict[tuple[str, Method], Tensor], dict[str, Tensor]]:
+        """Maps and steepest gradients of the methods that read one: closed forms first, the others in chunks."""
+        found: dict[tuple[str, Method], list[Tensor]] = {}
+        steepest: dict[str, list[Tensor]] = {}
+        reading = {n: [m for m in ms if m.needs in ("gradient", "head")] for n, ms in self.wanted.items()}
         for name, head in known.items():
-            if head is not None:
+            _refuse_headless(name, head, reading[name])
+            if head is not None and reading[name]:
                 rows = head.rows(self.asked.along, acts[name])
-                steepest[name].append(rows.abs().amax(2))
-                for method in methods:
-                    found[name, method].append(_closed(method, head, rows, acts[name]))
-        graph = [n for n, head in known.items() if head is None]
+                steepest[name] = [rows.abs().amax(2)]
+                found |= {(name, m): [_closed(m, head, rows, acts[name])] for m in reading[name]}
+        graph = [
+            n for n, head in known.items() if head is None and reading[n] and not self._by_place(reading[n], acts[n])
+        ]
         for grads in self._chunks(graph) if graph else ():
             for name in graph:
                 grad = full(self.layouts[name](grads[name]))
-                steepest[name].append(grad.abs().flatten(1).amax(1)[None])
-                for method in methods:
-                    found[name, method].append(method(acts[name], grad)[None])
-        return Answers(
-            maps={k: torch.cat(v) for k, v in found.items()},
-            steepest={k: torch.cat(v) for k, v in steepest.items()},
-            largest={n: a.abs().flatten(1).amax(1) for n, a in acts.items()},
-        )
+                steepest.setdefault(name, []).append(grad.abs().flatten(1).amax(1)[None])
+                for method in reading[name]:
+                    found.setdefault((name, method), []).append(method(acts[name], grad)[None])
+        return {k: torch.cat(v) for k, v in found.items()}, {k: torch.cat(v) for k, v in steepest.items()}
 
-    def _head(self, name: str, act: Act, methods: Sequence[Method]) -> Head | None:
+    def _by_place(self, methods: Sequence[Method], act: Act) -> bool:
+        """Whether a pass forward for each place is less work than one back for each target."""
+        fewer = DEARER * act[0, 0].numel() < len(self.asked.along)
+        return self.forward and fewer and all(m.by_place for m in methods)
+
+    def _slopes(self, head: Head, act: Act) -> Callable[[int], Tensor]:
+        along = self.asked.along
+
+        def slope(i: int) -> Tensor:
+            one = act[i : i + 1]
+            return head.spread(head.rows(along[:, i : i + 1], one), one)[:, 0]
+
+        return slope
+
+    def _head(self, name: str, act: Act) -> Head | None:
         """The closed form of what follows a layer, where one is proved and worth the proof."""
-        wanted = any(m.needs == "head" for m in methods) or len(self.asked.along) >= WORTH
-        if not wanted or self.asked.index is None:
+        needs = {m.needs for m in self.wanted[name]}
+        worth = len(self.asked.along) >= WORTH and "gradient" in needs
+        if not (needs & {"head", "model"} or worth) or self.asked.index is None:
             return None
         return heads.recognise(self.net, self.tape, name, self.layouts[name], act)
 
@@ -131,12 +170,11 @@ class Evidence:
             start += size
 
 
-def _refuse_headless(known: Mapping[str, Head | None], methods: Sequence[Method]) -> None:
-    needy = [m for m in methods if m.needs == "head"]
-    names = [n for n, head in known.items() if head is None or head.kind != "gap"]
-    if names and needy:
+def _refuse_headless(name: str, head: Head | None, methods: Sequence[Method]) -> None:
+    needy = next((m for m in methods if m.needs == "head"), None)
+    if needy and (head is None or head.kind != "gap"):
         raise MethodError(
-            f"{needy[0].title} needs a global average pool and one linear layer right after {names[0]!r}, and a class "
+            f"{needy.title} needs a global average pool and one linear layer right after {name!r}, and a class "
             "as target; this model does something else there. method='gradcam' is the same map without that need."
         )
 

@@ -43,6 +43,7 @@ class Facts:
     paper: str = ""
     class_agnostic: bool = False
     notes: tuple[str, ...] = ()  # what one should know of the model: random weights, a partial load
+    confident: float | None = None  # the probability of the best class below which an answer is of low confidence
 
 
 @dataclass(frozen=True)
@@ -173,11 +174,23 @@ class Explanation:
         sure = self.probabilities
         return None if self.classes is None or sure is None else float(sure[i, int(self.classes[i])])
 
+    def confident(self, i: int = 0) -> bool | None:
+        """Whether the best class of picture ``i`` is as probable as the model's answers mostly are; None: not known."""
+        sure, least = self.probabilities, self.facts.confident
+        return None if sure is None or least is None else bool(sure[i].max() >= least)
+
     def caption(self, i: int = 0) -> str:
         """One line: what was explained, how sure the model is, how and where it was read."""
         p = self.probability(i)
         sure = f"score {float(self.scores[i]):.3g}" if p is None else f"{p:.0%}" if p >= 0.01 else f"{p:.2g}"
-        return f"{self.label(i)} {sure} · {self.facts.title} · {self.facts.layer}"
+        low = " · low confidence" if self.confident(i) is False else ""
+        return f"{self.label(i)}{self._rivals()} {sure} · {self.facts.title} · {self.facts.layer}{low}"
+
+    def _rivals(self) -> str:
+        """What the class is held against, by name, where the target is a contrast."""
+        told = self.facts.target.partition(" against ")[2] if self.classes is not None else ""
+        names = [self.labels[int(j)] if j.isdigit() and int(j) < len(self.labels) else j for j in told.split(", ")]
+        return f" against {', '.join(names)}" if told else ""
 
     # ------------------------------------------------------------------------------------------ what it shows
 
@@ -257,15 +270,25 @@ class Explanation:
         i = self._at(i)
         f, p = self.facts, self.probability(i)
         notes = [*f.notes, *filter(None, self.pictures.notes[i : i + 1])]
-        return {
-            "picture": self.pictures.names[i],
-            "explained": self.label(i),
-            "score": f"{float(self.scores[i]):.4g}" + ("" if p is None else f" (probability {p:.3g})"),
-            "method": f.title + (" (class-agnostic)" if f.class_agnostic else ""),
-            "layer": f"{f.layer}, {f.layout}, {'×'.join(map(str, self.map.shape[1:]))}",
-            "status": self.statuses[i],
-            "cost": f"{f.cost:.2f} forwards",
-        } | ({"notes": "; ".join(notes)} if notes else {})
+        sure = self.confident(i)
+        more = {} if sure is None else {"confidence": "as usual" if sure else _low(f.confident)}
+        return (
+            {
+                "picture": self.pictures.names[i],
+                "explained": self.label(i),
+                "score": f"{float(self.scores[i]):.4g}" + ("" if p is None else f" (probability {p:.3g})"),
+                "method": f.title + (" (class-agnostic)" if f.class_agnostic else ""),
+                "layer": f"{f.layer}, {f.layout}, {'×'.join(map(str, self.map.shape[1:]))}",
+                "status": self.statuses[i],
+                "cost": f"{f.cost:.2f} forwards",
+            }
+            | more
+            | ({"notes": "; ".join(notes)} if notes else {})
+        )
+
+
+def _low(least: float | None) -> str:
+    return f"low: no class reaches {least}, as the best one does in 95 % of pictures of known classes"
 
 
 def shared_scale(explanations: Sequence[Explanation], signed: bool = False) -> float:

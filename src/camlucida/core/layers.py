@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from camlucida.core.capture import Call, Inputs, run
+from camlucida.core.capture import Call, How, Inputs, run
 from camlucida.core.layouts import Grid, Layout, has_space, infer
 from camlucida.core.scope import named, unwrap
 from camlucida.core.targets import logits, score
@@ -152,8 +152,7 @@ def survey(model: nn.Module, inputs: Inputs, target: Score | None = None, again:
 def _look(net: nn.Module, inputs: Inputs, target: Score | None) -> Survey:
     if target:
         return _pass(net, inputs, target)
-    count, picture = len(inputs.x), inputs.x
-    one = inputs.map(lambda v: v[:1] if v.dim() and len(v) == count else v)
+    picture, one = inputs.x, inputs.row(0)
     noise = torch.randn(picture[:1].shape, generator=torch.Generator().manual_seed(0)).to(picture)
     found = _pass(net, one.map(lambda v: noise if v.data_ptr() == picture.data_ptr() else v), None)
     return found if found.places else _pass(net, one, None)
@@ -161,7 +160,7 @@ def _look(net: nn.Module, inputs: Inputs, target: Score | None) -> Survey:
 
 def _pass(net: nn.Module, one: Inputs, target: Score | None) -> Survey:
     modules = named(net)
-    with run(net, one, (), spy=[n for n in modules if n], whole=True) as tape:
+    with run(net, one, (), spy=[n for n in modules if n], how=How(whole=True)) as tape:
         count = len(one.x)
         total = score(target, tape.output, count).sum() if target else _best(tape.output, count)
         calls = list(zip(tape.calls, tape.flow(total), strict=True))

@@ -1,13 +1,13 @@
 """Targets: what is explained. A target is any function from the model's output to one score a picture.
 
 The ones here read class logits: `top1` (each picture's own best class), `classes` (named ones), `rank` and `top`
-(runners-up). Each can be scored as the logit, the probability and so on; to add a way of scoring, add a function to
-`SCORES`.
+(runners-up); `against` and `finer` ask why this class rather than another. Each class can be scored as the logit, the
+probability and so on, by any of `SCORES`.
 """
 
 import dataclasses
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from camlucida.core.scores import CONTRASTS as CONTRASTS
+from camlucida.core.scores import SCORES as SCORES
+from camlucida.core.scores import Classes, Logits, frozen, refuse_missing, scoring
 from camlucida.core.structure import parts
 from camlucida.errors import TargetError, did_you_mean
 from camlucida.types import Output, Scores, Target
-
-Logits = Float[Tensor, "b k"]
-Classes = Int[Tensor, " b"]
 
 
 def logits(output: Output, count: int | None = None) -> Logits:
@@ -74,29 +74,6 @@ def _as_logits(output: Tensor) -> Logits:
     )
 
 
-# ------------------------------------------------------------------------------------------------ ways of scoring
-
-
-def _take(values: Logits, index: Classes) -> Scores:
-    return values.gather(1, index[:, None])[:, 0]
-
-
-def _margin(y: Logits, index: Classes) -> Scores:
-    if y.shape[1] < 2:
-        raise TargetError("a margin needs at least two classes; this output has one.")
-    rivals = y.scatter(1, index[:, None], -torch.inf)
-    return _take(y, index) - rivals.amax(1)
-
-
-SCORES: dict[str, Callable[[Logits, Classes], Scores]] = {
-    "logit": _take,
-    "probability": lambda y, index: _take(y.softmax(1), index),
-    "log_probability": lambda y, index: _take(y.log_softmax(1), index),
-    "margin": _margin,
-    "logit_minus_mean": lambda y, index: _take(y, index) - y.mean(1),
-}
-
-
 # -------------------------------------------------------------------------------------------------------- targets
 
 
@@ -111,7 +88,7 @@ class ClassTarget:
 
     def __call__(self, output: Output) -> Scores:
         y = logits(output)
-        return SCORES[self.score](y.float() if y.dtype in (torch.float16, torch.bfloat16) else y, self.pick(y))
+        return scoring(self.score)(y.float() if y.dtype in (torch.float16, torch.bfloat16) else y, self.pick(y))
 
     def pick(self, y: Logits) -> Classes:
         """The class of each picture, ``b``. Raises: TargetError where a class or a picture does not exist."""
@@ -120,9 +97,7 @@ class ClassTarget:
             if self.rank >= k:
                 raise TargetError(f"rank {self.rank + 1} was asked for, but the model has {k} classes.")
             return y.detach().topk(self.rank + 1, dim=1).indices[:, self.rank]
-        wrong = [i for i in self.indices if not 0 <= i < k]
-        if wrong:
-            raise TargetError(f"class {wrong[0]} does not exist: this model has {k} classes, 0 to {k - 1}.")
+        refuse_missing(self.indices, k)
         if len(self.indices) not in (1, b):
             raise TargetError(
                 f"{len(self.indices)} classes for {b} pictures: give one for all or one for each; "
@@ -130,25 +105,34 @@ class ClassTarget:
             )
         return torch.tensor(self.indices, device=y.device).expand(b)
 
+    def fixed(self, k: int, y: Float[Tensor, "1 k"]) -> "ClassTarget":
+        """The target that class ``k`` of one picture is, its rivals and their weights held as its logits have them."""
+        return ClassTarget((k,), score=frozen(self.score, y, k))
+
     def __str__(self) -> str:
         if self.indices:
             what = "class " + (str(self.indices[0]) if len(set(self.indices)) == 1 else "per picture")
         else:
             what = f"top {self.rank + 1}"
-        return what if self.score == "logit" else f"{what}, {self.score.replace('_', ' ')}"
+        name, *given = self.score.split(":")
+        if name == "finer":
+            return f"{what} against its {given[0] if given else 3} nearest rivals"
+        told = f" against {', '.join(j.partition('*')[0] for j in given)}" if given else f", {name.replace('_', ' ')}"
+        return what if self.score == "logit" else what + told
 
 
 def classes(index: Any, score: str = "logit") -> ClassTarget:
     """The class of this index, or (a sequence) one class for each picture of the batch.
 
-    ``score``: logit, probability, log_probability, margin (over the best other class) or logit_minus_mean.
+    ``score``: logit, probability, log_probability, margin (over the best other class), logit_minus_mean, rest (the
+    logit plus the log probability, after ShapleyCAM), or a contrast, as `against` and `finer` make them.
 
     Raises: TargetError where an index is no whole number or the way of scoring is unknown.
 
     >>> classes([1, 0])(torch.tensor([[0.1, 0.9], [0.8, 0.2]])).tolist()
     [0.8999999761581421, 0.800000011920929]
     """
-    _known(score)
+    scoring(score)
     several = isinstance(index, Iterable) and getattr(index, "ndim", 1) > 0
     found = tuple(_whole(i) for i in (index if several else [index]))
     if not found:
@@ -160,7 +144,7 @@ def rank(place: int, score: str = "logit") -> ClassTarget:
     """Each picture's own class at this place of its ranking: 1 is the best, 2 the runner-up."""
     if _whole(place) < 1:
         raise TargetError(f"rank {place} does not exist: ranks begin at 1.")
-    _known(score)
+    scoring(score)
     return ClassTarget(rank=_whole(place) - 1, score=score)
 
 
@@ -172,6 +156,43 @@ def top(count: int, score: str = "logit") -> list[ClassTarget]:
 top1 = ClassTarget()
 
 
+def against(index: Any, *rivals: Any) -> ClassTarget:
+    """Why this class and not those: ``y_a − mean_b y_b``; evidence that both share falls out of the map.
+
+    ``index`` as for `classes`, or None for each picture's own best class. Gradient maps that are linear in the
+    gradient are the difference of the classes' own maps.
+
+    Raises: TargetError where an index is no whole number, no rival is named, or a class is its own rival.
+
+    >>> against(281, 285)(torch.arange(1000.0)[None]).tolist(), str(against(281, 285))
+    ([-4.0], 'class 281 against 285')
+    """
+    others = [_whole(j) for j in rivals]
+    share = "" if len(others) == 1 else f"*{1 / max(len(others), 1)!r}"
+    found = _contrast(index, ":".join(["against", *(f"{j}{share}" for j in others)]))
+    if both := set(others) & set(found.indices):
+        raise TargetError(f"class {min(both)} against itself is always zero: name another class.")
+    return found
+
+
+def finer(index: Any = None, rivals: int = 3, alpha: float = 0.6) -> ClassTarget:
+    """What tells a class from the ones most like it: ``y_k − α Σ_j p_j y_j / Σ_j p_j``. [zhang2025]
+
+    ``j`` are the ``rivals`` classes whose logits are nearest to the class's own, ``p`` their probabilities, which take
+    no part in the gradient. ``index`` as for `classes`, or None for each picture's own best class.
+
+    Raises: TargetError where an index is no whole number or there are no rivals.
+
+    >>> finer(0, rivals=1, alpha=0.5)(torch.tensor([[3.0, 2.0, -9.0]])).tolist()
+    [2.0]
+    """
+    return _contrast(index, f"finer:{_whole(rivals)}:{float(alpha)!r}")
+
+
+def _contrast(index: Any, score: str) -> ClassTarget:
+    return rank(1, score) if index is None else classes(index, score)
+
+
 def _whole(value: Any) -> int:
     try:
         if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
@@ -179,11 +200,6 @@ def _whole(value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise TargetError(f"a class is asked for by its index, a whole number; got {value!r}.") from None
-
-
-def _known(score: str) -> None:
-    if score not in SCORES:
-        raise TargetError(f"there is no score {score!r}.{did_you_mean(score, SCORES, show=9)}")
 
 
 def as_target(target: Any, labels: Sequence[str] = ()) -> Target:
@@ -216,12 +232,14 @@ def class_scores(
     """The scores of many class targets, each from its own copy of the logits: one operation for each way of scoring."""
     ways = [t.score for t in asked]
     if len(set(ways)) == 1:
-        return SCORES[ways[0]](y.flatten(0, 1), index.flatten()).reshape(len(asked), -1)
+        return scoring(ways[0])(y.flatten(0, 1), index.flatten()).reshape(len(asked), -1)
     rows = {way: [i for i, w in enumerate(ways) if w == way] for way in dict.fromkeys(ways)}
     found = {
         i: value
         for way, at in rows.items()
-        for i, value in zip(at, SCORES[way](y[at].flatten(0, 1), index[at].flatten()).reshape(len(at), -1), strict=True)
+        for i, value in zip(
+            at, scoring(way)(y[at].flatten(0, 1), index[at].flatten()).reshape(len(at), -1), strict=True
+        )
     }
     return torch.stack([found[i] for i in range(len(asked))])
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from camlucida.maps import weigh
 from camlucida.registry import register
-from camlucida.types import Act, Map
+from camlucida.types import Act, Map, Scorer
 
 
 def _sum(per_place: Act) -> Float[Tensor, "b c"]:
@@ -75,12 +75,27 @@ def gradcampp(act: Act, grad: Act) -> Map:
     return weigh(_sum(positive / (2 + positive * total)), act)
 
 
+def _hirescam_by_place(scorer: Scorer) -> Float[Tensor, "t *space"]:
+    """``M(p) = d/dε y(A + ε A ⊙ 1_p)``: a derivative along each place, which all classes share."""
+    act = scorer.act
+    flat, places = act.flatten(1), act[0].numel()
+
+    def alone(rows: Tensor) -> Tensor:
+        at = rows.to(flat.device)
+        made = flat.new_zeros(len(at), *flat.shape)
+        made[torch.arange(len(at)), :, at] = flat[:, at].T
+        return made.reshape(-1, *act.shape)
+
+    return scorer.along(places, alone).reshape(-1, *act.shape[1:])
+
+
 @register(
     "hirescam",
     title="HiResCAM",
     paper="draelos2020",
     formula="Σ_k G_k ⊙ A_k",
     at_gap=lambda g, _act: g,
+    by_place=_hirescam_by_place,
 )
 def hirescam(act: Act, grad: Act) -> Map:
     """HiResCAM: gradient times activation, place by place; on piecewise linear tails it sums to the score.

@@ -2,13 +2,16 @@
 
 from camlucida.view.colour import names, paint, scale, table
 from camlucida.view.embed import card, data_url, png_bytes
-from camlucida.view.montage import montage
+from camlucida.view.montage import Foot, class_map_sheet, montage
 from camlucida.view.overlay import heatmap, overlay
-from camlucida.view.panel import Words, panel
+from camlucida.view.panel import PAPER, Words, panel
 
 __all__ = [
+    "PAPER",
+    "Foot",
     "Words",
     "card",
+    "class_map_sheet",
     "data_url",
     "heatmap",
     "montage",

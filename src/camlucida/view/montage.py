@@ -1,11 +1,14 @@
-"""A labelled grid of pictures: methods down, pictures across."""
+"""A labelled grid of pictures: methods down, pictures across; and the maps of several classes on one scale."""
 
 from collections.abc import Iterable, Sequence
+from typing import TypedDict, Unpack
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from camlucida.errors import InputError
-from camlucida.view.overlay import rgb
+from camlucida.view.colour import Heat, paint
+from camlucida.view.overlay import heatmap, overlay, rgb
 from camlucida.view.panel import PAPER
 from camlucida.view.sizes import fit, letter
 from camlucida.view.text import Font, clean, font, height, write
@@ -14,8 +17,15 @@ Cell = Image.Image | None
 Grid = Sequence[Sequence[Cell]]
 Spans = list[tuple[int, int]]  # (start, length) of each row or column, in pixels
 
-_MARGIN, _GUTTER, _GAP = 16, 8, 8
+_MARGIN, _GUTTER, _GAP, _BAR = 16, 8, 8, 12
 _EMPTY = (236, 236, 236)
+
+
+class Foot(TypedDict, total=False):
+    """The words at the foot of a sheet: a `caption`, and `top`, what the hot end of the bar stands for ("max")."""
+
+    caption: str
+    top: str
 
 
 def montage(
@@ -51,6 +61,58 @@ def montage(
     for (start, length), label in zip(rows, down, strict=True):
         write(draw, (_MARGIN, start + (length - height(face)) // 2, left - _GAP - _MARGIN), label, face)
     return page
+
+
+def class_map_sheet(
+    image: Image.Image,
+    heats: Sequence[Heat],
+    labels: Sequence[str],
+    *,
+    signed: bool = False,
+    side: int = 224,
+    **words: Unpack[Foot],
+) -> Image.Image:
+    """The maps of several classes beside their picture, above each one's overlay, as an RGB picture.
+
+    `heats` are float ``(h, w)`` of the picture's size, all divided by one number, so that the same colour is the same
+    evidence: in [0, 1], or in [−1, 1] when `signed`; NaN is marked as never seen. There is one of `labels` for each.
+    Below the picture is the one colour bar. The `words` are those of `Foot`. Raises `InputError` where there is no
+    map, a size differs, or labels are too few or too many.
+
+    >>> class_map_sheet(Image.new("RGB", (8, 8)), [np.zeros((8, 8))] * 3, ["cat", "dog", "car"], side=100).size
+    (456, 265)
+    """
+    if len(heats) != len(labels) or not heats or isinstance(labels, str):
+        raise InputError(f"A sheet has one label for each map, and a map at least: {len(heats)} maps, {labels!r}.")
+    hot = [heatmap(heat, signed=signed) for heat in heats]
+    laid = [overlay(image, heat, signed=signed) for heat in heats]
+    picture = _fitted(image, side)
+    bar = _bar_cell(side, words.get("top", "max"), signed)
+    page = montage([[picture, *hot], [bar, *laid]], column_labels=["picture", *labels], side=side)
+    return _captioned(page, words.get("caption", ""), font(letter(2 * side)))
+
+
+def _bar_cell(side: int, top: str, signed: bool) -> Image.Image:
+    """A colour bar with its ends below it, on white, `side` pixels wide."""
+    face = font(letter(2 * side))
+    cell = Image.new("RGB", (side, _BAR + _GAP + height(face)), PAPER)
+    ends = np.linspace(-1 if signed else 0, 1, side, dtype=np.float32)
+    cell.paste(Image.fromarray(paint(np.broadcast_to(ends, (_BAR, side)), None, signed)), (0, 0))
+    draw, third = ImageDraw.Draw(cell), side // 3
+    told = [(0.0, f"−{top}"), (0.5, "0"), (1.0, f"+{top}")] if signed else [(0.0, "0"), (1.0, top)]
+    for align, words in told:
+        write(draw, (round(align * (side - third)), _BAR + _GAP // 2, third), words, face, align)
+    return cell
+
+
+def _captioned(page: Image.Image, caption: str, face: Font) -> Image.Image:
+    """The page with one line of text below it, cut to its width; the page itself where there is no text."""
+    if not caption:
+        return page
+    whole = Image.new("RGB", (page.width, page.height + height(face)), PAPER)
+    whole.paste(page, (0, 0))
+    write(ImageDraw.Draw(whole), (_MARGIN, page.height - _GAP, page.width - 2 * _MARGIN), caption, face)
+    return whole
 
 
 def _filled(cells: Grid, side: int) -> list[list[Cell]]:

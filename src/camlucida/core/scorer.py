@@ -1,0 +1,299 @@
+"""Asking the model again about one picture: other activations at a layer, other pictures, other directions.
+
+A perturbed layer re-runs only what follows it: the picture enters once, and the batch grows at the layer to as many
+rows as are asked for. That this is the same as running each row by itself is checked, on each picture's first answer:
+its first and last row are the undisturbed activation, and must give the undisturbed scores. A model that does not bear
+it (one that joins two branches of different batch sizes, or folds its batch axis) is run with the whole batch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+
+from camlucida.core import targets
+from camlucida.core.alone import Alone
+from camlucida.core.biases import Bias, biases, placed, terms
+from camlucida.core.capture import How, Inputs, Tape, bend, full, run, vjp
+from camlucida.core.chunks import in_chunks, rows_that_fit
+from camlucida.core.evidence import put
+from camlucida.core.gradients import jvp
+from camlucida.core.looking import Looking
+from camlucida.core.rules import rectifiers
+from camlucida.core.targets import ClassTarget
+from camlucida.core.twice import InTheOpen
+from camlucida.errors import LayerError
+from camlucida.types import Act, Attention, Layout, Make, Target
+
+_TAIL, _WHOLE = 4, 64  # memory that a row needs on its way, in its own: from a layer on, and through the whole model
+_Scope = AbstractContextManager[object]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is asked of one layer for a whole batch: ``raw`` is what the layer gave, in its own shape.
+
+    ``picked`` are the classes of each target, fixed, or None for a target of the user's own; ``slopes``
+    gives the gradient ``t c *space`` of a picture where the scores are proved linear in the activation.
+    """
+
+    net: nn.Module
+    inputs: Inputs
+    name: str
+    layout: Layout
+    raw: Tensor
+    targets: Sequence[Target]
+    picked: Sequence[Int[Tensor, " b"] | None]
+    scores: Float[Tensor, "t b"]
+    slopes: Callable[[int], Tensor] | None = None
+    autocast: torch.dtype | None = None  # the caller's: the model runs under it, the arithmetic of methods does not
+    logits: Float[Tensor, "b k"] | None = None
+
+    def picture(self, i: int) -> "PictureScorer":
+        """The scorer of picture ``i``."""
+        return PictureScorer(self, i)
+
+    def fixed(self, i: int) -> list[Target]:
+        """The targets of picture ``i``, with the classes that it had undisturbed."""
+        y = None if self.logits is None else self.logits[i : i + 1]
+        pairs = zip(self.targets, self.picked, strict=True)
+        return [
+            t.fixed(int(k[i]), y) if isinstance(t, ClassTarget) and k is not None and y is not None else t
+            for t, k in pairs
+        ]
+
+
+@final
+class PictureScorer:
+    """`camlucida.types.Scorer`, for picture ``i`` of a subject."""
+
+    def __init__(self, subject: Subject, i: int) -> None:
+        self._s, self._inputs, self._targets = subject, subject.inputs.row(i), subject.fixed(i)
+        self._raw = subject.raw[i : i + 1]
+        self.x, self.act = self._inputs.x[0], full(subject.layout(self._raw))[0]
+        self.base = subject.scores[:, i]
+        self.slope = subject.slopes(i) if subject.slopes else None
+        self.random = Generator().manual_seed(0)
+        self._grows: bool | None = None if subject.name != "input" else False
+
+    @contextmanager
+    def _run(
+        self, inputs: Inputs, layers: Sequence[str], how: How | None = None, during: _Scope | None = None
+    ) -> Iterator[Tape]:
+        dtype = self._s.autocast
+        kind = self.x.device.type
+        with torch.autocast(kind, dtype, enabled=dtype is not None), ExitStack() as held:
+            with during or nullcontext():  # around the model alone: targets of one's own are no part of it
+                tape = held.enter_context(run(self._s.net, inputs, layers, how=how))
+            with torch.autocast(kind, enabled=False):
+                yield tape
+
+    # ------------------------------------------------------------------------------------------------ scores
+
+    def at_layer(self, count: int, make: Make) -> Float[Tensor, "t n"]:
+        """As `Scorer`; a product instead where the scores are proved linear in the activation."""
+        if self._s.name == "input":
+            return self.at_input(count, make)
+        if self.slope is not None:
+            slope = self.slope.flatten(1)
+            return self._chunks(
+                count, lambda at: self.base[:, None] + slope @ (make(at) - self.act).flatten(1).T, self.act
+            )
+        return self._chunks(count, lambda at: self._from_layer(make(at)), self.act)
+
+    def at_input(self, count: int, make: Make) -> Float[Tensor, "t n"]:
+        """As `Scorer`."""
+        return self._chunks(count, lambda at: self._from_input(make(at)), self.x)
+
+    def _from_layer(self, acts: Act) -> Float[Tensor, "t n"]:
+        if self._grows is None:
+            return self._first(acts)
+        return self._resumed(acts, self._grows)
+
+    def _first(self, acts: Act) -> Float[Tensor, "t n"]:
+        """The first answer, with the undisturbed activation at both its ends: so a mixed-up batch shows."""
+        both = torch.cat([self.act[None], acts, self.act[None]])
+        slack = 1e-3 * float(self.base.nan_to_num(0.0, 0.0, 0.0).abs().max()) + 1e-6
+        for grows in (True, False):
+            try:
+                found = self._resumed(both, grows)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:
+                if not grows:
+                    raise
+                continue
+            ends = found[:, [0, -1]]
+            if torch.allclose(ends, self.base[:, None].to(ends), rtol=0, atol=slack, equal_nan=True):
+                self._grows = grows
+                return found[:, 1:-1]
+        raise LayerError(
+            f"the scores do not follow from layer {self._s.name!r} alone: with its own activation put back they come "
+            "out different, so that perturbing it would show nothing true. Ask for another layer, or another method."
+        )
+
+    def _resumed(self, acts: Act, grows: bool) -> Float[Tensor, "t n"]:
+        with self._resume(acts, grows, graph=False) as tape:
+            return self._scores(tape, len(acts))
+
+    def _resume(
+        self, acts: Act, grows: bool, graph: bool, during: _Scope | None = None
+    ) -> AbstractContextManager[Tape]:
+        return self._from(self._put_back(acts), grows, graph, during)
+
+    def _from(self, raw: Tensor, grows: bool, graph: bool, during: _Scope | None) -> AbstractContextManager[Tape]:
+        inputs = self._inputs if grows else self._inputs.showing(self._inputs.x.expand(len(raw), *self.x.shape))
+        return self._run(inputs, [self._s.name], How(put={self._s.name: raw}, graph=graph), during)
+
+    def _from_input(self, xs: Tensor) -> Float[Tensor, "t n"]:
+        with self._run(self._inputs.showing(xs), [], How(graph=False)) as tape:
+            return self._scores(tape, len(xs))
+
+    def _scores(self, tape: Tape, count: int) -> Float[Tensor, "t n"]:
+        """Scores of all targets; what differs by no more than rounding is the undisturbed score."""
+        found = self._answers(tape, count).detach()
+        noise = 8 * torch.finfo(found.dtype).eps * self.base.abs().max().clamp(min=1e-30)
+        base = self.base[:, None].to(found)
+        return torch.where((found - base).abs() <= noise, base, found)
+
+    def _answers(self, tape: Tape, count: int) -> Float[Tensor, "t n"]:
+        if all(isinstance(t, ClassTarget) for t in self._targets):
+            return self._classes(full(targets.logits(tape.output, count)))
+        return full(targets.scores(self._targets, tape.output, count))
+
+    def _classes(self, y: Float[Tensor, "n k"]) -> Float[Tensor, "t n"]:
+        known = [t for t in self._targets if isinstance(t, ClassTarget)]
+        index = torch.tensor([t.indices[0] for t in known], device=y.device)
+        if all(t.score == "logit" for t in known):
+            return y[:, index].T
+        return targets.class_scores(known, y.expand(len(known), *y.shape), index[:, None].expand(-1, len(y)))
+
+    def _chunks(
+        self, count: int, score: Callable[[Int[Tensor, " m"]], Float[Tensor, "t m"]], like: Tensor
+    ) -> Float[Tensor, "t n"]:
+        found = in_chunks(count, self._room(like), score)
+        return torch.cat(found, 1) if found else self.base.new_zeros(len(self.base), 0)
+
+    def _room(self, like: Tensor) -> int:
+        return rows_that_fit(like, _WHOLE if like is self.x else _TAIL)
+
+    # --------------------------------------------------------------------------------------------- gradients
+
+    def slopes(self, acts: Float[Tensor, "n c *space"], rule: str = "") -> Float[Tensor, "t n c *space"]:
+        """As `Scorer`."""
+        if self.slope is not None and not rule:
+            return self.slope[:, None].expand(-1, len(acts), *self.slope.shape[1:])
+        found = []
+        for part in acts.split(self._room(self.act)):
+            with self._recorded(part, _under(rule)) as tape:
+                found.append(self._gradients(tape, len(part)))
+        return torch.cat(found, 1)
+
+    def _recorded(self, acts: Act, during: _Scope | None = None) -> AbstractContextManager[Tape]:
+        if self._s.name == "input":
+            return self._run(self._inputs.showing(acts), ["input"], during=during)
+        self._settle()
+        return self._resume(acts, bool(self._grows), graph=True, during=during)
+
+    def _settle(self) -> None:
+        """Find out whether the batch may grow at the layer, which the first answer tells."""
+        if self._grows is None:
+            self._from_layer(self.act[None])
+
+    def _gradients(self, tape: Tape, count: int) -> Float[Tensor, "t n c *space"]:
+        asked = put(self._targets, tape.output, count)
+        grads = tape.gradients(asked.at, asked.along, [self._s.name])[self._s.name]
+        return torch.stack([full(self._s.layout(g)) for g in grads])
+
+    def along(self, count: int, make: Make) -> Float[Tensor, "t n"]:
+        """As `Scorer`."""
+        self._settle()
+        return self._chunks(count, lambda at: self._derived(make(at)), self.act)
+
+    def _derived(self, ways: Act) -> Float[Tensor, "t n"]:
+        raw = self._put_back(self.act.expand_as(ways)).contiguous()
+
+        def answer(raw: Tensor) -> Tensor:
+            with self._from(raw, bool(self._grows), False, InTheOpen()) as tape:
+                return self._answers(tape, len(raw))
+
+        return jvp(answer, raw, ways if self._s.layout(self._raw) is self._raw else self._scatter(ways))
+
+    def bend(self, along: Float[Tensor, "t c *space"]) -> Float[Tensor, "t c *space"]:
+        """As `Scorer`."""
+        if self.slope is not None:
+            return torch.zeros_like(along)
+        found = []
+        with self._recorded(self.act[None], InTheOpen()) as tape:
+            scores = targets.scores(self._targets, tape.output, 1)
+            act = tape.acts[self._s.name]
+            for score, way in zip(scores[:, 0], along, strict=True):
+                found.append(full(self._s.layout(bend(score, act, self._scatter(way[None]).to(act))))[0])
+        return torch.stack(found)
+
+    def reads(self, xs: Tensor) -> tuple[Float[Tensor, "n c *space"], Float[Tensor, "t n c *space"]]:
+        """As `Scorer`."""
+        acts, grads = [], []
+        for part in xs.split(self._room(self.x)):
+            with self._run(self._inputs.showing(part), [self._s.name]) as tape:
+                acts.append(full(self._s.layout(tape.acts[self._s.name].detach())))
+                grads.append(self._gradients(tape, len(part)))
+        return torch.cat(acts), torch.cat(grads, 1)
+
+    def pixels(self, xs: Tensor, rule: str = "") -> Tensor:
+        """As `Scorer`."""
+        found = []
+        for part in xs.split(self._room(self.x)):
+            with self._run(self._inputs.showing(part), ["input"], during=_under(rule)) as tape:
+                asked = put(self._targets, tape.output, len(part))
+                found.append(tape.gradients(asked.at, asked.along, ["input"])["input"])
+        return torch.cat(found, 1)
+
+    def flow(self, read: Callable[[list[Tensor], Tensor], Tensor], curved: bool = False) -> Tensor:
+        """As `Scorer`."""
+        found: list[Bias] = []
+        with self._recorded(self.act[None], biases(found)) as tape:
+            asked, act = put(self._targets, tape.output, 1), tape.acts[self._s.name]
+            own, made = self._s.layout(act.detach()), [act, *(b.made for b in found)]
+            rows = []
+            for way in asked.along:
+                first, *grads = (g if g is None else g[0] for g in vjp(asked.at, way[None], made, keep=True))
+                shown, rest = terms(grads, found, lambda t, axis: placed(t, axis, self._raw, self._s.layout), curved)
+                slope = torch.zeros_like(own) if first is None else self._s.layout(first)
+                rows.append(read([(full(own) * full(slope))[0], *shown], full(rest)))
+        return torch.stack(rows)
+
+    def alone(self) -> nn.Module:
+        """As `Scorer`."""
+        return Alone(self._s.net, self._inputs, self._targets)
+
+    def attend(self, read: Callable[[Attention], Tensor], last: int = 0, score: str = "output") -> Tensor:
+        """As `Scorer`."""
+        s, grid = self._s, tuple(self.act.shape[1:])
+        return Looking(s.net, self._inputs, self._targets, grid, s.layout, s.autocast).attend(read, last, score)
+
+    # ------------------------------------------------------------------------------- from channels first back
+
+    def _put_back(self, acts: Act) -> Tensor:
+        """Activations in the layer's own shape; what its layout leaves out (class tokens) is as it was."""
+        if self._s.layout(self._raw) is self._raw:
+            return acts
+        placed = self._scatter(torch.ones_like(acts[:1])) != 0
+        return torch.where(placed, self._scatter(acts), full(self._raw))
+
+    def _scatter(self, acts: Act) -> Tensor:
+        """The transpose of the layout: every value to the place it was read from, zeros elsewhere."""
+        with torch.inference_mode(False), torch.enable_grad():
+            blank = full(self._raw.detach()).new_zeros(len(acts), *self._raw.shape[1:]).requires_grad_()
+            read = self._s.layout(blank)
+            (found,) = vjp(read, acts[None].to(read), [blank])
+        assert found is not None
+        return found[0]
+
+
+def _under(rule: str) -> _Scope:
+    return rectifiers(rule) if rule else nullcontext()
