@@ -105,13 +105,16 @@ def test_several_targets_and_methods_share_a_sheet_and_are_asked_for_in_one_swee
     assert result.exit_code == 0 and asked == [4]
     shown = [row.split(" · ")[1] for row in result.stdout.splitlines() if " · " in row]
     assert shown == ["Grad-CAM", "LayerCAM"] * 2
-    pages = [
-        cl.explain(cl.load("nets.py:net"), "one.png", target=t, method=m).panel()
+    found = [
+        cl.explain(cl.load("nets.py:net"), "one.png", target=t, method=m)
         for t in (1, 3)
         for m in ("gradcam", "layercam")
     ]
     with Image.open("out/one.png") as sheet:
-        assert np.array_equal(np.asarray(sheet), np.asarray(write.stacked(pages)))
+        assert np.array_equal(np.asarray(sheet), np.asarray(write.grid(found)))
+    explain("one.png", "--target", "1,dog", "--method", "grad-cam,layercam", "--format", "panel", "-o", "pages")
+    with Image.open("pages/one.png") as sheet:
+        assert np.array_equal(np.asarray(sheet), np.asarray(write.stacked([e.panel() for e in found])))
 
 
 @pytest.mark.parametrize("form", ["npz", "safetensors"])
@@ -144,7 +147,7 @@ def test_json_is_all_there_is_on_standard_output() -> None:
     result = explain("one.png", "bad.png", "two.png", "--json", "--target", "3", "--score", "probability", "-o", "out")
     one, bad, two = lines(result)
     assert result.exit_code == 1
-    assert set(one) == {"picture", "model", "notes", "outputs", "predictions", "explanations"}
+    assert set(one) == {"picture", "model", "notes", "outputs", "predictions", "confident", "explanations"}
     assert one["picture"] == "one.png" and one["outputs"] == ["out/one.png"] and len(one["predictions"]) == 5
     told = one["explanations"][0]
     assert set(told) == {
@@ -417,7 +420,17 @@ def test_methods_lists_the_registry() -> None:
     assert [r["name"] for r in rows] == list(list_methods())
     assert all(r["paper"] and r["formula"] for r in rows)
     shown = call("methods", model="")
-    assert shown.exit_code == 0 and all(m.title in shown.stdout for m in list_methods().values())
+    assert shown.exit_code == 0 and all(name in shown.stdout for name in list_methods())
+
+
+def test_methods_tells_all_of_those_named() -> None:
+    shown = call("methods", "rise,Grad-CAM++", model="")
+    assert shown.exit_code == 0 and "petsiuk2018" in shown.stdout and "samples=4000" in shown.stdout
+    assert "Grad-CAM++  Σ_k" in shown.stdout and "deviates" in shown.stdout and "Eigen-CAM" not in shown.stdout
+    (row,) = lines(call("methods", "eigencam", "--json", model=""))
+    assert row["insensitive"].startswith("the class") and row["options"] == {}
+    wrong = call("methods", "ryse", model="")
+    assert wrong.exit_code == 2 and "Did you mean 'rise'" in wrong.stderr
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

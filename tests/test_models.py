@@ -266,7 +266,10 @@ def test_what_load_gives_is_a_model_that_explain_takes(nets: str) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("resnet18", r"write 'FILE.py:CALLABLE' or 'timm/NAME'. Did you mean 'timm/resnet18'\?"),
+        (
+            "resnet18",
+            r"write 'builtin' or 'file:PATH' or 'FILE.py:CALLABLE' or 'timm/NAME'. Did you mean 'timm/resnet18'\?",
+        ),
         ("tim/resnet18", r"Did you mean 'timm'\?"),
         ("", "names no model"),
         ("nets_of_mine.py", "names no model"),

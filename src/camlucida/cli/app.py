@@ -21,10 +21,19 @@ app = typer.Typer(
 )  # fmt: skip
 
 
+class Fit(StrEnum):
+    """How a picture is made to fit the net's square."""
+
+    squash = "squash"
+    crop = "crop"
+    letterbox = "letterbox"
+
+
 class Format(StrEnum):
     """What is written for a picture."""
 
     panel = "panel"
+    grid = "grid"
     overlay = "overlay"
     npz = "npz"
     safetensors = "safetensors"
@@ -37,10 +46,14 @@ def _version(asked: bool) -> bool:
     return asked
 
 
-_Model = Annotated[str, typer.Option("--model", "-m", help="timm/NAME, or your own: FILE.py:CALLABLE, MODULE:CALLABLE")]
+_Model = Annotated[str, typer.Option("--model", "-m", help="timm/NAME, file:PATH, or your own: FILE.py:CALLABLE")]
 _Weights = Annotated[str | None, typer.Option(help="a .safetensors or .pth file for the model; or: random")]
 _Partial = Annotated[bool, typer.Option("--partial", help="go on where the weights fit only in part")]
 _Device = Annotated[str | None, typer.Option(help="where to compute: cpu, cuda, cuda:1, mps")]
+_Place = Annotated[str, typer.Argument(help="a folder of class folders, or a CSV with columns file, class, split")]
+_Split = Annotated[str, typer.Option(help="only the rows, or the folder, of this split: train, test, …")]
+_Whole = Annotated[int | None, typer.Option(min=0)]
+_Real = Annotated[float | None, typer.Option(min=0)]
 _Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, and nothing else there")]
 _Debug = Annotated[bool, typer.Option("--debug", help="show the whole traceback of an error")]
 
@@ -98,7 +111,7 @@ def explain(  # noqa: PLR0913
         str, typer.Option(help="logit, probability, log_probability, margin or logit_minus_mean")
     ] = "logit",
     out: Annotated[Path, typer.Option("--out", "-o", help="the folder to write to")] = Path("camlucida-out"),
-    format: Annotated[Format, typer.Option(help="what to write")] = Format.panel,
+    format: Annotated[Format | None, typer.Option(help="what to write (grid for several methods, else panel)")] = None,
     device: _Device = None,
     partial: _Partial = False,
     json: _Json = False,
@@ -107,13 +120,94 @@ def explain(  # noqa: PLR0913
     """Explain pictures: where the evidence for the model's answer lies, as a picture or a file of numbers."""
 
     def work() -> int:
-        name = _named(model)
         from camlucida.cli import run
         from camlucida.cli.asked import Asked
 
+        name = model or run.default()
         what = Asked(tuple(target or ()), top, method, layer, score)
-        job = run.plan(pictures, what, out, format.value)
+        job = run.plan(pictures, what, out, format and format.value)
         return run.run(job, run.loading(name, weights, device, partial), json)
+
+    _run(debug, work)
+
+
+@app.command(short_help="train a net on your own pictures")
+def train(  # noqa: PLR0913
+    place: _Place,
+    out: Annotated[Path, typer.Option("--out", "-o", help="the folder for the model, its card and history")],
+    model: Annotated[str, typer.Option(help="small_gap, nin_cifar, timm/NAME or FILE.py:CALLABLE")] = "small_gap",
+    option: Annotated[list[str] | None, typer.Option(help="of the net, as in width=1.25")] = None,
+    weights: Annotated[str | None, typer.Option(help="a file of weights to begin with; or: random")] = None,
+    split: _Split = "",
+    size: Annotated[int | None, typer.Option(min=8, help="side of the net's pictures in pixels (128)")] = None,
+    fit: Annotated[Fit | None, typer.Option(help="how pictures are made square (squash)")] = None,
+    train_size: Annotated[int | None, typer.Option(help="side of the views in training (7/8 of --size)")] = None,
+    epochs: Annotated[int | None, typer.Option(help="how often all pictures are seen (60)")] = None,
+    until: Annotated[
+        int | None, typer.Option(min=1, help="end after so many of the epochs, as if there were more")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="pictures of a step (64)")] = None,
+    lr: Annotated[float | None, typer.Option(help="highest rate of learning (0.002)")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw or sgd")] = None,
+    weight_decay: _Real = None,
+    warmup: Annotated[float | None, typer.Option(help="share of all steps in which the rate rises (0.05)")] = None,
+    trunk: Annotated[float | None, typer.Option(help="rate of what comes before the head, times --lr (1)")] = None,
+    smoothing: Annotated[float | None, typer.Option(help="share of a target spread over all classes (0.1)")] = None,
+    balance: Annotated[float | None, typer.Option(help="0: pictures count the same; 1: classes do (0)")] = None,
+    average: Annotated[float | None, typer.Option(help="decay of the average of the weights (0.998)")] = None,
+    patience: Annotated[int | None, typer.Option(help="stop after so many epochs without a better one (0: no)")] = None,
+    hold_out: Annotated[float, typer.Option(help="share of each class's pictures to judge by")] = 0.1,
+    seed: _Whole = None,
+    recipe: Annotated[Path | None, typer.Option(help="all of these numbers, and those of the views, as JSON")] = None,
+    freeze: Annotated[bool, typer.Option("--freeze", help="train the head alone")] = False,
+    half: Annotated[bool, typer.Option("--half", help="keep the weights in 16 bits")] = False,
+    device: _Device = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="of the processor; the bits depend on them")] = None,
+    origin: Annotated[str, typer.Option(help="where the pictures come from, for the card")] = "",
+    licence: Annotated[str, typer.Option(help="of the model, for the card")] = "",
+    fresh: Annotated[bool, typer.Option("--fresh", help="begin anew, whatever --out holds")] = False,
+    json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """Train a net on your own pictures. Killed, the same command takes the run up again, with the same bits."""
+    numbers = {
+        "size": train_size, "epochs": epochs, "batch": batch, "lr": lr, "optimizer": optimizer, "warmup": warmup,
+        "weight_decay": weight_decay, "trunk": trunk, "smoothing": smoothing, "balance": balance, "average": average,
+        "patience": patience, "seed": seed,
+    }  # fmt: skip
+
+    def work() -> int:
+        from camlucida.cli import begin
+        from camlucida.cli import train as training
+
+        wanted = begin.Wanted(
+            place, out, model, tuple(option or ()), weights, split, size, fit and fit.value, hold_out, numbers, recipe,
+            freeze, half, device, origin, licence, fresh, until,
+        )  # fmt: skip
+        return training.run(wanted, threads, json)
+
+    _run(debug, work)
+
+
+@app.command(short_help="tell how good a model is, class by class")
+def evaluate(  # noqa: PLR0913
+    place: _Place,
+    model: _Model = "",
+    weights: _Weights = None,
+    split: _Split = "",
+    device: _Device = None,
+    partial: _Partial = False,
+    json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """Tell how good a model is on pictures whose classes are known, and what it takes for what."""
+
+    def work() -> int:
+        name = _named(model)
+        from camlucida.cli import evaluate as judging
+        from camlucida.cli import run
+
+        return judging.run(run.loading(name, weights, device, partial)(), place, split, json)
 
     _run(debug, work)
 
@@ -142,13 +236,17 @@ def layers(  # noqa: PLR0913
     _run(debug, work)
 
 
-@app.command(short_help="list the methods: formula, paper, needs, cost")
-def methods(json: _Json = False, debug: _Debug = False) -> None:
-    """List the methods: formula, paper, what each needs and costs."""
+@app.command(short_help="list the methods, or tell all of some")
+def methods(
+    names: Annotated[str, typer.Argument(metavar="[NAME,…]", help="tell all of these")] = "",
+    json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """List the methods: what each needs and costs; of those named formula, paper, options and limits, too."""
 
     def work() -> int:
         from camlucida.cli import tables
 
-        return tables.methods(json)
+        return tables.methods(names, json)
 
     _run(debug, work)

@@ -13,9 +13,9 @@ from camlucida.cli.asked import Asked
 from camlucida.core.explain import sweep
 from camlucida.core.explanation import Explanation
 from camlucida.core.targets import ClassTarget
-from camlucida.errors import CamlucidaError, OutputError, PictureError
+from camlucida.errors import CamlucidaError, ModelError, OutputError, PictureError
 from camlucida.images import Picture, open_picture
-from camlucida.models import Model, load
+from camlucida.models import Model, builtin_source, load
 from camlucida.registry import Method
 
 _PREDICTIONS = 5
@@ -42,15 +42,24 @@ class _Question:
     layer: str | int | None
 
 
-def plan(places: Sequence[str], words: Asked, folder: Path, form: str) -> Job:
+def plan(places: Sequence[str], words: Asked, folder: Path, form: str | None = None) -> Job:
     """Everything that can be wrong without a model is found here. Raises: CamlucidaError."""
     asked.check(words)
     methods = tuple(asked.methods(words.methods))
     write.check_folder(folder)
     sources = tuple(asked.pictures(places))
-    if form == "panel":  # one file a picture, whatever the targets will be
+    form = form or ("grid" if len(methods) > 1 else "panel")
+    if form in write.PAGES:  # one file a picture, whatever the targets will be
         write.plan(sources, [""], form, folder)
     return Job(sources, words, methods, folder, form)
+
+
+def default() -> str:
+    """The built-in model, where none is named. Raises: ModelError where it is not there."""
+    if not builtin_source.place().there:
+        raise ModelError("which model? Pass --model timm/NAME, or --model FILE.py:CALLABLE for your own.")
+    screen.note("no --model was named: the built-in one is asked")
+    return builtin_source.FORM
 
 
 def loading(name: str, weights: str | None, device: str | None, partial: bool) -> Callable[[], Model]:
@@ -166,6 +175,7 @@ def _record(
         "notes": [*model.notes, *picture.notes],
         "outputs": list(files),
         "predictions": _predictions(found[0]),
+        "confident": found[0].confident(),
         "explanations": [_facts(e) for e in found],
     }
 

@@ -96,6 +96,8 @@ def answer(record: Record, many: bool) -> None:
     where.print(Text(safe(record["picture"]), "bold"), soft_wrap=True)
     if record["predictions"]:
         where.print(_predictions(record["predictions"]))
+    if record["confident"] is False:
+        line(Text("  low confidence: perhaps none of the model's classes", "bold yellow"), where)
     files = record["outputs"]
     apart = len(files) == len(record["explanations"])
     for i, found in enumerate(record["explanations"]):
@@ -118,18 +120,22 @@ def _map(found: Record) -> Text:
     return Text.assemble(words, (found["status"], "green" if found["status"] == "ok" else "bold yellow"))
 
 
+def _doubt(record: Record) -> tuple[str, str]:
+    return ("low confidence · " if record["confident"] is False else "", "bold yellow")
+
+
 def _short(record: Record) -> Text:
     found, files = record["explanations"], record["outputs"]
     more = f" (+{len(files) - 1})" if len(files) > 1 else ""
     end = f" → {safe(files[0])}{more}"
     if len(found) == 1:
-        return Text.assemble(_map(found[0]), end)
+        return Text.assemble(_doubt(record), _map(found[0]), end)
     blank = [f["status"] for f in found if f["status"] != "ok"]
     why = ", ".join(sorted(set(blank)))
     state = (f"{len(blank)} blank ({why})", "bold yellow") if blank else ("all ok", "green")
     first = next(iter(record["predictions"]), None)
     best = f"{safe(first['label'] or str(first['class']))} {percent(first['probability'])} · " if first else ""
-    return Text.assemble(best, f"{len(found)} maps · ", state, end)
+    return Text.assemble(_doubt(record), best, f"{len(found)} maps · ", state, end)
 
 
 @contextmanager

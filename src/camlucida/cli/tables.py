@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from rich.text import Text
 
-from camlucida.cli import blame, screen
+from camlucida.cli import asked, blame, screen
 from camlucida.core import layers as layers_
 from camlucida.core.capture import Inputs
 from camlucida.core.layers import Place, Survey
@@ -59,23 +59,40 @@ def _words(row: dict[str, Any]) -> tuple[str, ...]:
     return mark, screen.safe(row["layer"]), row["kind"], shape, row["layout"], grid, screen.percent(row["used"])
 
 
-def methods(as_json: bool) -> int:
-    """Print what is true of each method; the exit status."""
-    known = list_methods().values()
+def methods(names: str, as_json: bool) -> int:
+    """Print the methods, or all that is true of those named; the exit status. Raises: MethodError."""
+    known = asked.methods(names) if names else list(list_methods().values())
     if as_json:
         for method in known:
             screen.as_json(_method(method))
-        return 0
-    made = screen.table("name", "method", "paper", "needs", "cost")
-    for m in known:
-        what = Text.assemble((m.title, "bold"), f"\n{m.formula}")
-        what.append("" if m.deviations == "none" else f"\ndeviates: {m.deviations}", "dim")
-        needs = m.needs + (", any class" if m.class_agnostic else "")
-        made.add_row(Text(m.name, "bold"), what, m.paper, needs, m.cost, end_section=True)
-    screen.out().print(made)
+    elif names:
+        for method in known:
+            _tell(method)
+    else:
+        made = screen.table("name", "method", "needs", "cost", cut=("cost",))
+        for m in known:
+            needs = m.needs + (", any class" if m.class_agnostic else "")
+            made.add_row(Text(m.name, "bold"), m.title, needs, m.cost)
+        screen.out().print(made)
+        screen.note("camlucida methods NAME tells more: formula, paper, options, where it differs, what it is blind to")
     return 0
 
 
+def _tell(m: Method) -> None:
+    """Everything about one method, a line each."""
+    where = screen.out()
+    screen.line(Text.assemble((m.title, "bold"), f"  {m.formula}"), where)
+    options = ", ".join(f"{k}={v}" for k, v in m.choices.items())
+    rows = {
+        "name": m.name, "paper": m.paper, "needs": m.needs, "any class": "yes" if m.class_agnostic else "",
+        "cost": f"{m.cost} (in forward passes)", "options": options,
+        "deviates": "" if m.deviations == "none" else m.deviations, "blind to": m.insensitive,
+    }  # fmt: skip
+    for name, text in rows.items():
+        if text:
+            screen.line(Text.assemble((f"  {name:10}", "dim"), text), where)
+
+
 def _method(m: Method) -> dict[str, Any]:
-    names = ("name", "title", "paper", "formula", "needs", "class_agnostic", "cost", "deviations")
-    return {name: getattr(m, name) for name in names}
+    names = ("name", "title", "paper", "formula", "needs", "at", "class_agnostic", "cost", "deviations", "insensitive")
+    return {name: getattr(m, name) for name in names} | {"options": m.choices}

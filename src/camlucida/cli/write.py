@@ -2,23 +2,24 @@
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
 
+from camlucida import view
 from camlucida.core.explanation import Explanation
 from camlucida.errors import OutputError
 from camlucida.files import printable, unique_names, write_whole
 
-_ENDINGS = {"panel": ".png", "overlay": ".png", "npz": ".npz", "safetensors": ".safetensors"}
+_ENDINGS = {"panel": ".png", "grid": ".png", "overlay": ".png", "npz": ".npz", "safetensors": ".safetensors"}
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where every picture's files go: one file of all panels, or one for each map where there are several."""
+    """Where every picture's files go: one page of all panels or overlays, or a file for each of several maps."""
 
     form: str
     files: tuple[tuple[Path, ...], ...]
@@ -26,8 +27,8 @@ class Outputs:
     def save(self, i: int, explanations: Sequence[Explanation]) -> list[str]:
         """Write picture ``i``; each file is there whole or not at all. Raises: OutputError."""
         files = self.files[i]
-        if self.form == "panel":
-            sheet = stacked([e.panel() for e in explanations])
+        if self.form in PAGES:
+            sheet = PAGES[self.form](explanations)
             write_whole(files[0], lambda out: _png(sheet, out))
         else:
             for file, explanation in zip(files, explanations, strict=True):
@@ -43,7 +44,7 @@ def plan(sources: Sequence[str], tags: Sequence[str], form: str, folder: Path) -
     >>> plan(["cat.jpg"], ["top1-gradcam", "top2-gradcam"], "npz", Path("out")).files[0][1].name
     'cat-top2-gradcam.npz'
     """
-    apart = form != "panel" and len(tags) > 1
+    apart = form not in PAGES and len(tags) > 1
     endings = [f"-{tag}{_ENDINGS[form]}" for tag in tags] if apart else [_ENDINGS[form]]
     files = tuple(zip(*(unique_names(sources, ending, folder) for ending in endings), strict=True))
     inputs = {key: source for source in sources for key in _identity(source)}
@@ -92,6 +93,31 @@ def stacked(pages: Sequence[Image.Image]) -> Image.Image:
         sheet.paste(page, (0, top))
         top += page.height
     return sheet
+
+
+def grid(explanations: Sequence[Explanation]) -> Image.Image:
+    """The overlays of one picture's maps: a row for each target, beside the picture a column for each method."""
+    across = list(dict.fromkeys(e.facts.title for e in explanations))
+    down = [explanations[i : i + len(across)] for i in range(0, len(explanations), len(across))]
+    cells = [[None if i else row[0].pictures.image(0), *map(_cell, row)] for i, row in enumerate(down)]
+    return view.montage(cells, row_labels=[_odds(row[0]) for row in down], column_labels=["picture", *across])
+
+
+def _cell(e: Explanation) -> Image.Image | None:
+    """An overlay; an empty place where the map is blank."""
+    return e.overlay() if e.status == "ok" else None
+
+
+def _odds(e: Explanation) -> str:
+    p = e.probability()
+    return e.label() if p is None else f"{e.label()} {p:.0%}"
+
+
+PAGES: dict[str, Callable[[Sequence[Explanation]], Image.Image]] = {
+    "panel": lambda found: stacked([e.panel() for e in found]),
+    "grid": grid,
+}
+"""The forms that show all maps of a picture on one page."""
 
 
 def _png(sheet: Image.Image, out: BinaryIO) -> None:

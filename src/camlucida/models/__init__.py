@@ -1,7 +1,9 @@
-"""Models by name: ``load("timm/resnet50")``, ``load("my_nets.py:build")``.
+"""Models by name: ``load("timm/resnet50")``, ``load("my_nets.py:build")``, ``load("file:model.safetensors")``.
 
 A source is a file ``<name>_source.py`` in this folder, with ``FORM``, the shape of its names, and
-``build(rest, weights, partial) -> Model``, where ``rest`` is what follows ``<name>/``. A new source is one new file.
+``build(rest, weights, partial) -> Model``. What stands in ``FORM`` before the first capital letter, such as ``timm/``,
+is what its names begin with, and ``rest`` is what follows; a ``FORM`` without capitals is the source's one name. A new
+source is one new file.
 """
 
 import importlib
@@ -10,7 +12,7 @@ import pkgutil
 import re
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import nn
@@ -19,10 +21,14 @@ from camlucida.errors import ModelError, did_you_mean
 from camlucida.files import printable
 from camlucida.frame import Preprocess
 
+N = TypeVar("N", bound=nn.Module)
+
 
 @final
 class Model(nn.Module):
     """A net that knows its preprocessing, the names of its classes, and what was done to load it; calls go to ``net``.
+
+    ``confident`` is the probability of the best class below which an answer is of low confidence, where that is known.
 
     >>> from camlucida.frame import IMAGENET
     >>> model = Model(nn.Flatten(), IMAGENET, name="flat", labels=["cat", "dog"])
@@ -35,6 +41,7 @@ class Model(nn.Module):
     labels: tuple[str, ...]
     name: str
     notes: tuple[str, ...]
+    confident: float | None
 
     only_carries = True  # forward is the net's own: explain may look past this module
 
@@ -46,10 +53,12 @@ class Model(nn.Module):
         name: str = "",
         labels: Sequence[str] = (),
         notes: Sequence[str] = (),
+        confident: float | None = None,
     ) -> None:
         super().__init__()
         self.net, self.preprocess, self.name = net, preprocess, name
         self.labels, self.notes = tuple(labels), tuple(notes)
+        self.confident = confident
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the net itself returns."""
@@ -63,8 +72,8 @@ def load(
     device: str | torch.device | None = None,
     partial: bool = False,
 ) -> Model:
-    """A model by name, in evaluation mode: ``timm/NAME``, or your own code as ``package.module:callable`` or
-    ``path/to/file.py:callable``.
+    """A model by name, in evaluation mode: ``timm/NAME``; a file of `camlucida train` as ``file:PATH``; ``builtin``,
+    the one that comes along; or your own code as ``package.module:callable`` or ``path/to/file.py:callable``.
 
     ``weights`` is a file of weights (safetensors, or a PyTorch file that holds nothing else), or ``"random"`` where
     the source can start without any. A file that does not fit in full is refused; ``partial`` takes what fits, and
@@ -80,7 +89,7 @@ def load(
     source, rest = _source(name)
     file = None if weights is None else os.fspath(weights)
     model: Model = source.build(rest, file, partial)
-    return _placed(model, device).eval()
+    return placed(model, device).eval()
 
 
 def forms() -> dict[str, str]:
@@ -103,17 +112,30 @@ def _room(source: str) -> ModuleType:
 
 def _source(name: str) -> tuple[ModuleType, str]:
     """The source that a name belongs to, and what it is called there."""
-    first, slash, rest = name.partition("/")
-    if slash and first in _names():
-        return _room(first), rest
+    begins = {source: _beginning(form) for source, form in forms().items()}
+    for source, beginning in begins.items():
+        if beginning and (name.startswith(beginning) if _open(beginning) else name == beginning):
+            return _room(source), name.removeprefix(beginning)
     if ":" in name:
         return _room("python"), name
     known = " or ".join(repr(form) for form in forms().values())
-    wrong = did_you_mean(first, _names()) if slash else _whose(name)
+    first, slash, _ = name.partition("/")
+    wrong = did_you_mean(first, [b.rstrip("/:") for b in begins.values() if b]) if slash else _whose(name)
     raise ModelError(f"{_short(name)} names no model: write {known}.{wrong}")
 
 
+def _beginning(form: str) -> str:
+    """What every name of a source begins with: ``timm/`` of ``timm/NAME``; all of it where nothing varies."""
+    return re.match("[^A-Z]*", form)[0]  # type: ignore[index]
+
+
+def _open(beginning: str) -> bool:
+    return beginning.endswith(("/", ":"))
+
+
 def _whose(name: str) -> str:
+    if name.endswith(".safetensors"):
+        return f" Did you mean {'file:' + name[:80]!r}?"
     plain = re.fullmatch(r"[\w.-]+", name) and not name.endswith(".py")
     return f" Did you mean {'timm/' + name!r}?" if plain else ""
 
@@ -122,9 +144,16 @@ def _short(name: str) -> str:
     return f"'{printable(name[:80])}'" if len(name) <= 80 else f"'{printable(name[:80])}…'"
 
 
-def _placed(model: Model, device: str | torch.device | None) -> Model:
+def placed(net: N, device: str | torch.device | None) -> N:
+    """A net on a device; where none is named, where it is. Raises: ModelError where that cannot be done.
+
+    >>> placed(nn.Linear(1, 1), "nowhere")
+    Traceback (most recent call last):
+        ...
+    camlucida.errors.ModelError: cannot move the model to device 'nowhere': ...
+    """
     try:
-        return model if device is None else model.to(torch.device(device))
+        return net if device is None else net.to(torch.device(device))
     except Exception as fault:  # a wrong name, a missing driver, no memory: every backend has errors of its own
         reason = " ".join(str(fault).split())
         raise ModelError(f"cannot move the model to device {str(device)!r}: {reason[:200]}") from fault

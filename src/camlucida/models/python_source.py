@@ -18,6 +18,7 @@ from camlucida.errors import ModelError, did_you_mean
 from camlucida.files import printable
 from camlucida.frame import IMAGENET, Preprocess
 from camlucida.models import Model
+from camlucida.models.cards import card_in, told
 from camlucida.models.weights import fit, open_weights
 
 FORM = "FILE.py:CALLABLE"
@@ -25,6 +26,8 @@ FORM = "FILE.py:CALLABLE"
 
 def build(name: str, weights: str | None, partial: bool) -> Model:
     """The net that ``callable()`` gives: an `nn.Module`, or anything with ``net``, ``preprocess`` and ``labels``.
+
+    Where ``weights`` has a card, preprocessing, labels and confidence are the card's.
 
     Raises: ModelError where the module cannot be found, or fails, with the file and line of its error.
 
@@ -34,7 +37,7 @@ def build(name: str, weights: str | None, partial: bool) -> Model:
     place, _, attribute = name.rpartition(":")
     if weights == "random":
         raise ModelError("weights='random' is for timm/…; your own callable decides how its net begins: leave it out.")
-    held = None if weights is None else open_weights(weights)
+    held, card = (None, None) if weights is None else (open_weights(weights), card_in(Path(weights)))
     made = _made(place, attribute)
     net = made if isinstance(made, nn.Module) and not _complete(made) else getattr(made, "net", None)
     if not isinstance(net, nn.Module):
@@ -43,9 +46,16 @@ def build(name: str, weights: str | None, partial: bool) -> Model:
             "is one, with .preprocess and .labels."
         )
     fitted = (*held.notes, *fit(net, held.state, partial)) if held else ()
-    preprocess, said = _preprocess(made)
-    before = made.notes if isinstance(made, Model) else ()
-    return Model(net, preprocess, name=printable(name), labels=_labels(made), notes=(*before, *fitted, *said))
+    preprocess, said = (card.preprocess, told(card)) if card else _preprocess(made)
+    before, sure = (made.notes, made.confident) if isinstance(made, Model) else ((), None)
+    return Model(
+        net,
+        preprocess,
+        name=printable(name),
+        labels=card.classes if card else _labels(made),
+        notes=(*before, *fitted, *said),
+        confident=card.confident if card else sure,
+    )
 
 
 def _complete(made: object) -> bool:
