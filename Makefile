@@ -10,8 +10,8 @@ SHIM ?= $(wildcard ../shared/reference/torchvision_shim.py)
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/core  ## train a tiny network on drawn shapes, explain pictures it has not seen, say where the picture is
-	$(BIN)/python examples/shapes.py out/demo.png
+demo: $(VENV)/demo  ## explain photos with the built-in model; say where the picture is
+	$(BIN)/python examples/builtin.py out/demo.png
 
 test: check unit  ## everything a change must pass: lint, types, tests, examples in the docs
 
@@ -32,9 +32,9 @@ docs: $(VENV)/test  ## the pages that are made from the registry
 clean:
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache
 
-$(VENV)/core: pyproject.toml constraints.txt
+$(VENV)/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[cli]'
+	$(PIP) --editable '.[cli,demo]'
 	touch $@
 
 $(VENV)/test: pyproject.toml constraints.txt
