@@ -36,7 +36,7 @@ def pictures(count: int, agree: float, draw: torch.Generator) -> tuple[Tensor, T
 
 
 def net() -> nn.Module:
-    """Three convolutions and a GAP head: a place of the last one sees 9 × 9 pixels, and so no tag from within a shape."""
+    """Three convolutions and a GAP head: a place of the last one sees 9 × 9 pixels, so no tag from within a shape."""
     widths = (1, 16, 32, 32)
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(itertools.pairwise(widths)):
