@@ -1,12 +1,27 @@
 """How things are measured here: interleaved rounds, medians, forwards as the unit of time, bytes over the model."""
 
+import contextlib
+import io
 import statistics
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
 Run = Callable[[], object]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the peers' progress bars, notices and warnings."""
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def interleaved(runs: Mapping[str, Run], rounds: int, warm: int = 2) -> dict[str, list[float]]:
@@ -37,13 +52,23 @@ def in_forwards(took: Mapping[str, list[float]], unit: str = "forward") -> dict[
 
 def peak_bytes(run: Run) -> int:
     """Peak resident memory of one run over what was resident before it (Linux; the process should do nothing else)."""
+    before = resident()
+    run()
+    return resident_at_most() - before
 
-    def field(name: str) -> int:
-        with open("/proc/self/status", encoding="ascii") as status:
-            return next(int(line.split()[1]) * 1024 for line in status if line.startswith(name))
 
+def resident() -> int:
+    """Bytes of this process in memory now; `resident_at_most` counts from here."""
     with open("/proc/self/clear_refs", "w", encoding="ascii") as reset:
         reset.write("5")
-    before = field("VmRSS")
-    run()
-    return field("VmHWM") - before
+    return _field("VmRSS", "self")
+
+
+def resident_at_most(process: int | str = "self") -> int:
+    """The most bytes of a process that have been in memory."""
+    return _field("VmHWM", process)
+
+
+def _field(name: str, process: int | str) -> int:
+    with open(f"/proc/{process}/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(name))

@@ -7,6 +7,14 @@ from camlucida.registry import Method, list_methods
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
 HEAD = """# Methods
 
+![Every method on a cat above a cup, asked for each of them, and on a rocket](pictures/methods.jpg)
+
+*One trained net, SqueezeNet 1.1, asked for "Egyptian cat" and for "cup" of one picture, and for "missile" of another.
+A column with the same heat in its first two rows is blind to the class. Heat is the positive part of a map over its
+largest value, at the pixels over the 99th percentile; methods at a layer read `features.12`; RISE took 300 masks. Not
+here: CAM, whose linear head the net has not, and what needs attention. Photos from scikit-image: cat by Stefan van der
+Walt, CC0; cup by Rachel Michetti, CC0; rocket by SpaceX, public domain. Made by `benchmarks/montage.py`.*
+
 Made from the registry by `make docs`; do not edit. `A` is the layer's activation, `G` the gradient of the score at it,
 `⟨·⟩` the mean over places, `W` the weights of a linear head. Maps are raw and signed: the ReLU that most papers end
 with is a separate step. Cost is in forward passes of the same model and batch; *tail* is what follows the layer.

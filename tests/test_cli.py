@@ -18,6 +18,7 @@ import camlucida as cl
 from camlucida.cli import run, screen, write
 from camlucida.cli.app import app
 from camlucida.errors import LayerError, OutputError
+from camlucida.models import builtin_source
 from camlucida.registry import list_methods
 
 NETS = """
@@ -268,7 +269,9 @@ def test_a_label_asked_of_a_model_without_labels() -> None:
 
 
 @pytest.mark.parametrize("command", ["explain", "layers"])
-def test_no_model_names_both_forms(command: str) -> None:
+def test_no_model_names_both_forms(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = builtin_source.Place(Path("nowhere"), Path("nowhere"))
+    monkeypatch.setattr(builtin_source, "place", lambda: nowhere)  # a copy without its built-in model
     result = call(command, *(["one.png"] if command == "explain" else []), model="")
     assert result.exit_code == 2
     assert "timm/NAME" in result.stderr and "FILE.py:CALLABLE" in result.stderr

@@ -234,6 +234,37 @@ def test_pictures_that_cannot_be_read_are_told() -> None:
     assert "bad.png" in result.stderr
 
 
+def test_until_ends_a_run_that_goes_on_to_the_same_bits() -> None:
+    assert quick("--until", "1").exit_code == 0 and Path("out/checkpoint.pt").exists()
+    assert len(Path("out/history.csv").read_text().splitlines()) == 2
+    result = quick()
+    assert result.exit_code == 0 and "taken up after epoch 1 of 2" in result.stderr
+    assert not Path("out/checkpoint.pt").exists()
+    assert call("train", "set", "--out", "whole", *QUICK).exit_code == 0
+    assert Path("out/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
+
+
+def test_fresh_costs_no_run_by_a_slip_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert quick("--until", "1").exit_code == 0
+    before = Path("out/checkpoint.pt").read_bytes()
+    assert call("train", "nowhere", "--out", "out", "--fresh").exit_code == 2
+    assert Path("out/checkpoint.pt").read_bytes() == before
+
+    def stopped(self: Training, watch: Any = None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "epoch", stopped)
+    result = quick("--fresh")
+    assert result.exit_code == 130 and "0 of 2 epochs are done; the same command without --fresh" in result.stderr
+
+
+def test_weights_of_a_net_of_another_width_are_no_beginning() -> None:
+    assert quick().exit_code == 0
+    words = ["--size", "32", "--epochs", "1", "--option", "width=0.5", "--weights", "out/model.safetensors"]
+    result = call("train", "set", "--out", "next", *words)
+    assert result.exit_code == 2 and "fits 0 of the 80 tensors before the head" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -252,6 +283,11 @@ def test_pictures_that_cannot_be_read_are_told() -> None:
         (["--recipe", "nets.py"], "the recipe 'nets.py' cannot be read"),
         (["--recipe", "list.json"], "must be one table in JSON"),
         (["--recipe", "typo.json"], "a recipe has no 'epoch'"),
+        (["--recipe", "deep.json"], "the recipe 'deep.json' cannot be read"),
+        (["--recipe", "bom.json"], "a recipe has no 'epoch'"),
+        (["--seed", "99999999999999999999"], "seed must be 0 or more"),
+        (["--patience", "2", "--hold-out", "0"], "patience waits for a better epoch"),
+        (["--size", "5000"], "sides of at most 4096"),
         (["--device", "nowhere"], "cannot move the model to device 'nowhere'"),
         (["--out", "nets.py"], "is not a folder"),
         (["--weights", "absent.pth"], "there is no weights file"),
@@ -260,6 +296,8 @@ def test_pictures_that_cannot_be_read_are_told() -> None:
 def test_what_makes_no_sense_is_one_line(words: list[str], expected: str) -> None:
     Path("list.json").write_text("[1]")
     Path("typo.json").write_text('{"epoch": 1}')
+    Path("bom.json").write_text('{"epoch": 1}', encoding="utf-8-sig")
+    Path("deep.json").write_text("[" * 200_000)
     result = call("train", "set", "--out", "out", "--epochs", "1", *words)
     assert result.exit_code == 2 and expected in result.stderr, result.stderr
     assert result.stderr.count("error: ") == 1 and "Traceback" not in result.stderr
@@ -341,6 +379,37 @@ def test_what_cannot_be_judged_is_told(colours: str) -> None:
     result = call("evaluate", "other", "--model", colours)
     assert result.exit_code == 2 and "has a class 'hat' of its own" in result.stderr
     assert call("evaluate", "set").exit_code == 2
+
+
+def test_of_many_classes_those_without_pictures_are_counted_only(colours: str) -> None:
+    with open("colours.py", "a") as file:
+        file.write(
+            "\nclass Wide(Means):\n"
+            "    def forward(self, x):\n"
+            "        return torch.nn.functional.pad(super().forward(x), (0, 997), value=-99.0)\n\n"
+            "def wide():\n"
+            "    made = net()\n"
+            "    return Model(Wide(), made.preprocess, labels=[*made.labels, *(f'c{i}' for i in range(997))])\n\n"
+            "def broken():\n"
+            "    made = wide()\n"
+            "    made.net.forward = lambda x: torch.full((len(x), 1000), float('nan'))\n"
+            "    return made\n"
+        )
+    result = call("evaluate", "set", "--model", "colours.py:wide")
+    assert result.exit_code == 0 and "997 classes have no picture here" in result.stderr
+    assert "disc" in result.stdout and "c5" not in result.stdout
+    assert len(told(call("evaluate", "set", "--model", "colours.py:wide", "--json"))["classes"]) == 1000
+    result = call("evaluate", "set", "--model", "colours.py:broken")
+    assert result.exit_code == 2 and "answers 30 of 30 pictures with NaN" in result.stderr
+
+
+def test_pictures_of_none_of_the_classes_can_be_asked_about_alone(colours: str) -> None:
+    Image.new("RGB", (40, 40), (90, 90, 90)).save("grey.png")
+    Path("table.csv").write_text("file,class\ngrey.png,\n")
+    kept = told(call("evaluate", "table.csv", "--model", colours, "--json"))
+    assert kept["pictures"] == 0 and kept["top1"] is None and kept["none_of_these"]["low_confidence"] == 1.0
+    text = call("evaluate", "table.csv", "--model", colours).stdout
+    assert text.strip() == "low confidence: 100% of 1 pictures of none of the classes"
 
 
 # ----------------------------------------------------------------------------------------------------- low confidence

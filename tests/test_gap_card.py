@@ -188,3 +188,12 @@ def test_a_card_is_checked_when_it_is_made() -> None:
     with pytest.raises(ModelError, match="confident"):
         replace(CARD, confident=-0.1)
     assert asdict(CARD)["preprocess"]["fit"] == "squash"
+
+
+def test_shares_that_are_none_are_not_known_and_strange_preprocessing_is_refused() -> None:
+    for top1 in (10**400, True, 1.5, -1):
+        text = replace(CARD, accuracy={"top1": top1}).markdown()
+        assert "| right (top-1) | not known |" in text
+    for change in ({"crop": 1e-320}, {"std": (1e-300,) * 3}):
+        with pytest.raises(ModelError, match=r"crop and std are 0\.001 or more"):
+            replace(CARD, preprocess=replace(CARD.preprocess, **change))

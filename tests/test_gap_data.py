@@ -131,3 +131,56 @@ def test_a_full_shelf_reads_again(place: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(whole.kept) == 9 and len(none.kept) == 2
     for a, b in zip(whole.take(range(9)), none.take(range(9)), strict=True):
         assert torch.equal(a, b)
+
+
+def test_what_is_hidden_in_a_class_folder_is_passed_over(place: Path) -> None:
+    (place / "box" / ".thumbs" / "small").mkdir(parents=True)
+    drawn.draw("box", 9).save(place / "box" / ".thumbs" / "small" / "a.png")
+    (place / "box" / "loop").symlink_to(place / "box")
+    (place / "empty").mkdir()
+    assert read_table(place).counts == (3, 3, 3)
+
+
+def test_spaces_around_the_cells_of_a_csv_say_nothing(tmp_path: Path) -> None:
+    file = table_file(
+        tmp_path, "file, class, split\r\n a.png , cat , train \r\n\r\nb.png,dog,train\r\nc.png,dog,test\r\n"
+    )
+    table = read_table(file, "train")
+    assert table == Table((str(tmp_path / "a.png"), str(tmp_path / "b.png")), (0, 1), ("cat", "dog"))
+
+
+def test_a_row_that_stands_twice_counts_once_and_one_picture_has_one_class(tmp_path: Path) -> None:
+    twice = "file,class,split\na.png,cat,x\nb.png,dog,x\n./a.png,cat,x\na.png,dog,y\n"
+    assert len(read_table(table_file(tmp_path, twice), "x")) == 2
+    with pytest.raises(InputError, match=r"the picture 'a\.png' as 'cat' and as 'dog'"):
+        read_table(table_file(tmp_path, twice))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("file;class\na.png;cat\n", "separated by commas"),
+        ("file,class\nx,y.png,cat\n", "a row of 3 columns, not 2: x,y.png,cat"),
+        ('file,class\n"a.png,cat\nb.png,dog\n', "cannot be read as a CSV file"),
+    ],
+)
+def test_a_csv_of_another_kind_is_refused_and_not_guessed(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        read_table(table_file(tmp_path, text))
+
+
+def test_given_classes_must_be_told_apart_and_may_have_no_picture_at_all(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'disc' is the name of 2 classes"):
+        read_table(place, classes=("box", "disc", "disc", "tent"))
+    file = table_file(tmp_path, "file,class,split\na.png,,x\n")
+    assert read_table(file, classes=("cat", "dog")).targets == (OTHER,)
+    with pytest.raises(InputError, match="no picture of any class in split 'y'"):
+        read_table(file, "y", classes=("cat", "dog"))
+
+
+def test_a_picture_held_out_of_one_table_is_held_out_of_a_shorter_one_elsewhere() -> None:
+    names = [f"{kind}/{i}.jpg" for kind in ("cat", "dog") for i in range(40)]
+    whole = Table(tuple(f"/a/{n}" for n in names), (0,) * 40 + (1,) * 40, ("cat", "dog"))
+    cats = Table(tuple(f"/b/c/{n}" for n in reversed(names[:40])), (0,) * 40, ("cat",))
+    one, two = ({Path(f).name for f in t.hold_out(0.2)[1].files if "cat" in f} for t in (whole, cats))
+    assert one == two and len(one) == 8

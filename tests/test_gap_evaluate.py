@@ -158,3 +158,53 @@ class Wordy(nn.Module):
 def test_a_net_may_answer_with_more_than_logits() -> None:
     x = torch.rand(3, 3, 4, 4)
     assert torch.equal(judge(Wordy(), (x, torch.zeros(3, dtype=torch.long))).logits, x.flatten(1)[:, :2])
+
+
+def slow_temperature(e: Evaluation) -> float:
+    """The best of a fine grid."""
+    tried = torch.linspace(-math.log(20), math.log(20), 2001, dtype=torch.float64).exp().tolist()
+    return min(tried, key=lambda t: Evaluation(e.logits.double() / t, e.targets).loss)
+
+
+@pytest.mark.parametrize("factor", [0.03, 0.06, 0.09, 0.12, 0.3, 15.0])
+def test_the_temperature_of_faint_and_of_loud_logits_is_the_best_there_is(factor: float) -> None:
+    for count in (20, 200):
+        seen = honest(count, factor)
+        assert seen.temperature() == pytest.approx(slow_temperature(seen), rel=0.01)
+
+
+def test_answers_that_are_no_numbers_are_refused_and_never_is_an_answer() -> None:
+    x, y = torch.ones(3, 2, 1, 1), torch.zeros(3, dtype=torch.long)
+    x[1] = float("nan")
+    with pytest.raises(ModelError, match="answers 1 of 3 pictures with NaN or infinity"):
+        judge(nn.Flatten(), (x, y))
+    x[1, 0], x[1, 1] = 1.0, -math.inf
+    assert judge(nn.Flatten(), (x, y)).top1 == 1.0
+
+
+def test_twenty_thousand_classes_need_no_table_of_their_square() -> None:
+    k = 20_000
+    seen = Evaluation(torch.zeros(3, k).index_fill_(1, torch.tensor([7]), 1.0), torch.tensor([7, k - 1, OTHER]))
+    assert seen.mistaken.tolist() == [[k - 1, 7, 1]] and seen.top1 == 0.5
+    assert seen.counts.sum() == 2 and seen.per_class[7] == 1.0 and seen.per_class[k - 1] == 0.0
+
+
+def test_mistakes_are_what_lies_beside_the_diagonal_most_first() -> None:
+    seen = honest(300)
+    table = seen.confusion.clone().fill_diagonal_(0)
+    found = seen.mistaken.tolist()
+    assert [n for _, _, n in found] == sorted((n for n in table.flatten().tolist() if n), reverse=True)
+    assert all(table[i, j] == n for i, j, n in found)
+    assert torch.equal(seen.counts, seen.confusion.sum(1))
+    assert torch.equal(seen.per_class, seen.confusion.diagonal() / seen.confusion.sum(1))
+
+
+def test_each_picture_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = read_table(drawn.folder(tmp_path / "set", 2))
+    bad = [tmp_path / f"bad{i}.png" for i in range(4)]
+    for file in bad:
+        file.write_text("no")
+    mixed = Table((*map(str, bad), *table.files), (0,) * 4 + table.targets, table.classes)
+    monkeypatch.setattr("camlucida.gap.evaluate._BATCH", 1)  # a whole part that cannot be read
+    found = evaluate(small_gap(3, width=0.25).eval(), mixed, LOOK)
+    assert [b.name in f for b, f in zip(bad, found.faults, strict=True)] == [True] * 4

@@ -58,3 +58,19 @@ def test_whole_numbers_stand_for_real_ones_and_the_other_way_round() -> None:
 def test_a_recipe_from_elsewhere_is_checked(told: dict[str, Any], expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         Recipe.from_dict(told)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"epochs": 10**400}, {"lr": 10**400}, {"weight_decay": float("inf")}, {"lr": 1e38}, {"trunk": float("inf")},
+        {"batch": 1e300}, {"size": 1e6}, {"seed": 10**19}, {"seed": -1}, {"augment": {"ratio": float("inf")}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_that_no_run_can_bear_are_refused_by_name(told: dict[str, Any]) -> None:
+    name = next(iter(told.get("augment", told)))
+    with pytest.raises(InputError, match=name) as refused:
+        Recipe.from_dict(told)
+    assert len(str(refused.value)) < 400
+    assert Recipe(seed=10**12, lr=1e4, batch=1_000_000, size=4096).augment == Augment()

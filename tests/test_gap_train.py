@@ -1,5 +1,7 @@
 """Training: it learns, gives the same bits again, also after it was killed, and keeps the best."""
 
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -357,3 +359,65 @@ def test_views_get_the_picture_and_must_give_what_was_asked_for(table: Table) ->
 def test_a_head_of_another_name_is_trained_as_a_whole() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), GAPLinear(4, 2))
     assert {g["pace"] for g in State(net, replace(QUICK, trunk=0.1)).optimizer.param_groups} == {1.0}
+
+
+# --------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_weights_that_are_no_numbers_any_more_are_never_saved(table: Table, tmp_path: Path) -> None:
+    checkpoint, recipe = tmp_path / "run.pt", replace(QUICK, batch=64)  # one step: its loss is still sound
+
+    def spoil(job: Training) -> None:
+        step = job.state.step
+
+        def broken(loss: Tensor) -> None:
+            step(loss)
+            job.state.average.module.head.get_parameter("linear.bias").data.fill_(float("inf"))
+
+        job.state.step = broken  # type: ignore[method-assign]
+
+    job = Training(fresh(), table, None, LOOK, recipe)
+    job.epoch()
+    job.save(checkpoint)
+    spoil(job)
+    with pytest.raises(ModelError, match="the weights are no numbers any more in epoch 2"):
+        job.epoch()
+    assert len(job.history) == 1
+
+
+def test_patience_without_anything_to_judge_by_is_refused(table: Table) -> None:
+    with pytest.raises(InputError, match="patience waits for a better epoch on pictures held out"):
+        learn(table, replace(QUICK, patience=2))
+
+
+def test_a_picture_that_vanishes_while_training_is_named(table: Table, tmp_path: Path) -> None:
+    own = tmp_path / "own.png"
+    own.write_bytes(Path(table.files[0]).read_bytes())
+    job = Training(fresh(), Table((str(own), *table.files), (0, *table.targets), table.classes), None, LOOK, QUICK)
+    job.shelf.kept.clear()  # as if there were no room for it
+    own.unlink()
+    with pytest.raises(InputError, match=r"cannot be read any more: .*own\.png"):
+        job.epoch()
+
+
+def test_why_no_picture_can_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"0 pictures .* not enough.*absent\.png: no such file"):
+        learn(Table((str(tmp_path / "absent.png"),) * 2, (0, 1), ("a", "b")))
+
+
+def test_a_full_disk_is_told_and_leaves_the_checkpoint_as_it_was(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, file = Training(fresh(), table, None, LOOK, QUICK), tmp_path / "run.pt"
+    job.save(file)
+    before = file.read_bytes()
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:  # noqa: ARG002
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("builtins.open", lambda path, mode: Full(path, "w"))
+    with pytest.raises(OutputError, match="no space left on the device"):
+        job.save(file)
+    monkeypatch.undo()
+    assert file.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["run.pt"]

@@ -72,3 +72,11 @@ def test_the_real_one_is_what_its_hash_says() -> None:
     assert at.weights.stat().st_size < 8 << 20
     e = cl.explain(model, drawn.draw("box", 1))
     assert e.status == "ok" and len(e.probabilities[0]) == len(model.labels)  # type: ignore[index]
+
+
+def test_a_hash_that_is_no_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, content in (("w", b"weights"), ("hash", b"\xff\xfe")):
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(builtin_source, "place", lambda: builtin_source.Place(tmp_path / "w", tmp_path / "hash"))
+    with pytest.raises(ModelError, match="install camlucida again"):
+        builtin_source.build("", None, False)

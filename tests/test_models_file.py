@@ -243,3 +243,21 @@ def test_it_is_kept_on_disk_and_old_files_load(tmp_path: Path, suffix: str) -> N
     assert back.facts == e.facts and back.confident() is False and back.caption() == e.caption()
     facts = {k: v for k, v in vars(e.facts).items() if k != "confident"}
     assert type(e.facts)(**facts).confident is None  # as a file of an older version gives them
+
+
+def test_a_card_cannot_flood_the_terminal_and_boasts_only_in_shares(tmp_path: Path) -> None:
+    net = small_gap(2, width=0.25)
+    boast = replace(CARD, options={"width": 0.25}, notes=("x" * 10_000_000, *("y",) * 50), accuracy={"top1": 10**400})
+    notes = models.load(written(tmp_path, net, replace(boast, classes=("a", "b")))).notes
+    assert len(notes) < 30 and max(map(len, notes)) <= 1000 and not any("right on" in n for n in notes)
+
+
+def test_a_file_may_lie_at_home_and_its_name_may_be_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = small_gap(2, width=0.25)
+    written(tmp_path, net, replace(CARD, options={"width": 0.25}, classes=("a", "b")))
+    name = next(tmp_path.glob("*.safetensors")).name
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert models.load(f"file:~/{name}").labels == ("a", "b")
+    for wrong in ("x" * 5000, "a\0b"):
+        with pytest.raises(ModelError, match="there is no weights file"):
+            models.load(f"file:{wrong}")

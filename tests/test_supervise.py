@@ -11,7 +11,11 @@ import camlucida as cl
 from camlucida.errors import LayerError, MethodError
 from camlucida.registry import list_methods
 
-READING = [m.name for m in list_methods().values() if m.needs in ("gradient", "activation") and m.at == "layer"]
+READING = [
+    m.name
+    for m in list_methods().values()
+    if m.needs in ("gradient", "activation") and m.at == "layer" and m.differentiable
+]
 
 
 @pytest.mark.parametrize("method", READING)
@@ -72,6 +76,8 @@ def test_a_method_that_asks_again_and_a_layer_off_the_path_are_refused() -> None
     net = nets.smooth_tail()
     with pytest.raises(MethodError, match="Score-CAM is not differentiable here"):
         cl.supervised(net, net.x(1), method="scorecam", layer=net.layer)
+    with pytest.raises(MethodError, match="EigenGrad-CAM is not differentiable here: a loss could"):
+        cl.supervised(net, net.x(1), method="eigengradcam", layer=net.layer)
     vit = nets.token_net(2)
     with pytest.raises(LayerError, match="no layer"):
         cl.supervised(vit, vit.x(1), layer="nowhere")

@@ -35,7 +35,8 @@ class Method:
     is the map. ``read`` is the function itself: a `Read`, an `Ask`, or a function of the activation alone.
     ``homogeneous``: a gradient twice as large makes a map twice as large, so that a map far below gradient
     × activation is rounding noise. ``by_place``: the same map from the derivatives
-    along each place, one pass for all classes. ``insensitive`` names the sanity checks that it is known to fail.
+    along each place, one pass for all classes. ``differentiable``: `supervised` may train
+    through it. ``insensitive`` names the sanity checks that it is known to fail.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Method:
     at: Literal["layer", "input"] = "layer"
     class_agnostic: bool = False
     homogeneous: bool = True
+    differentiable: bool = True
     cost: str = "1 + tail"
     deviations: str = "none"
     insensitive: str = ""

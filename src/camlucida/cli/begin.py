@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from camlucida.errors import InputError, ModelError
 from camlucida.files import printable
@@ -16,7 +16,7 @@ from camlucida.gap import GAPNet, to_gap
 from camlucida.gap.recipe import Recipe
 from camlucida.models import load
 from camlucida.models.file_source import BUILDERS, options
-from camlucida.models.weights import fit, open_weights
+from camlucida.models.weights import bare, fit, open_weights
 
 _OWN = Preprocess((128, 128), mean=(0.5,) * 3, std=(0.25,) * 3, crop=1.0, fit="squash")
 
@@ -72,8 +72,8 @@ def numbers(wanted: Wanted) -> dict[str, Any]:
     told: Any = {}
     if wanted.recipe is not None:
         try:
-            told = json.loads(wanted.recipe.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as fault:
+            told = json.loads(wanted.recipe.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as fault:
             raise InputError(f"the recipe '{printable(str(wanted.recipe))}' cannot be read: {fault}.") from fault
     if not isinstance(told, dict):
         raise InputError(f"the recipe '{printable(str(wanted.recipe))}' must be one table in JSON: {{...}}.")
@@ -113,7 +113,20 @@ def _ours(wanted: Wanted, classes: int, asked: dict[str, Any]) -> Begun:
     if wanted.weights not in (None, "random"):
         held = open_weights(str(wanted.weights))
         notes = (*held.notes, *fit(net, held.state, partial=True))
+        _check_body(net, held.state, str(wanted.weights))
     return Begun(_frozen(net) if wanted.freeze else net, _OWN, asked, notes)
+
+
+def _check_body(net: GAPNet, state: Mapping[str, Tensor], weights: str) -> None:
+    """Only the head may be new: chance hits of a net of another width are no beginning. Raises: ModelError."""
+    shapes = {bare(k): v.shape for k, v in state.items()}
+    body = {k: v.shape for k, v in net.state_dict().items() if k.startswith("features.") and v.dim()}
+    new = [k for k, shape in body.items() if shapes.get(bare(k)) != shape]
+    if new:
+        raise ModelError(
+            f"'{printable(weights)}' fits {len(body) - len(new)} of the {len(body)} tensors before the head ({new[0]} "
+            "is not there, or of another shape): are model and --option those that it was trained with?"
+        )
 
 
 def _timm(wanted: Wanted, classes: int, asked: dict[str, Any]) -> Begun:

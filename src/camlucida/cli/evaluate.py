@@ -1,8 +1,10 @@
 """How good a model is on pictures whose classes are known, class by class, and what it takes for what."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
 from camlucida.cli import blame, screen
@@ -13,6 +15,7 @@ from camlucida.gap.evaluate import evaluate as evaluated
 from camlucida.models import Model
 
 _CONFUSIONS = 10
+_EMPTY = 10  # classes without pictures that are shown; more would hide the others
 _SHOWN = 5  # pictures that cannot be read, by name
 
 
@@ -21,10 +24,11 @@ def run(model: Model, place: str, split: str, as_json: bool) -> int:
     table = read_table(place, split, model.labels)
     with blame.of_model("on these pictures"):
         found = evaluated(model, table, model.preprocess)
-    if found.logits.shape[1] != len(table.classes):
+    if (count := found.logits.shape[1]) != len(table.classes):
+        names = f"names for {len(model.labels)}" if model.labels else "no names for them"
         raise ModelError(
-            f"the model has {found.logits.shape[1]} classes and no names for them; the pictures have "
-            f"{len(table.classes)}: they cannot be told apart by order."
+            f"the model has {count} classes and {names}; the pictures have {len(table.classes)}: they cannot be told "
+            "apart by order."
         )
     told = record(model, table, found)
     if as_json:
@@ -40,8 +44,7 @@ def run(model: Model, place: str, split: str, as_json: bool) -> int:
 
 def record(model: Model, table: Table, found: Evaluation) -> dict[str, Any]:
     """Everything that is known, in the types of JSON."""
-    counts = found.confusion.sum(1).tolist()
-    rows = zip(table.classes, counts, found.per_class.tolist(), strict=True)
+    rows = zip(table.classes, found.counts.tolist(), found.per_class.tolist(), strict=True)
     return {
         "model": model.name,
         "pictures": len(found.known),
@@ -63,15 +66,8 @@ def confusions(classes: tuple[str, ...], found: Evaluation) -> list[dict[str, An
     >>> confusions(("cat", "dog"), Evaluation(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1])))
     [{'class': 'dog', 'taken_for': 'cat', 'pictures': 1}]
     """
-    wrong = found.confusion.clone().fill_diagonal_(0)
-    most = wrong.flatten().sort(descending=True, stable=True)
-    pairs = zip(most.indices.tolist(), most.values.tolist(), strict=True)
-    k = len(classes)
-    return [
-        {"class": classes[i // k], "taken_for": classes[i % k], "pictures": n}
-        for i, n in list(pairs)[:_CONFUSIONS]
-        if n
-    ]
+    most = found.mistaken[:_CONFUSIONS].tolist()
+    return [{"class": classes[i], "taken_for": classes[j], "pictures": n} for i, j, n in most]
 
 
 def _low(found: Evaluation, least: float | None) -> float | None:
@@ -87,21 +83,36 @@ def _number(value: float) -> float | None:
 
 def _show(told: dict[str, Any]) -> None:
     where = screen.out()
-    made = screen.table("class", "pictures", "right", right=("pictures", "right"))
-    for row in told["classes"]:
-        made.add_row(Text(screen.safe(row["class"])), str(row["pictures"]), screen.percent(row["right"]))
-    where.print(made)
+    if told["pictures"]:
+        _show_classes(told["classes"], where)
     if told["confusions"]:
         made = screen.table("class", "taken for", "pictures", right=("pictures",))
         for row in told["confusions"]:
             made.add_row(*(Text(screen.safe(row[k])) for k in ("class", "taken_for")), str(row["pictures"]))
         where.print(made)
-    right, mean, gap = (screen.percent(told[k]) for k in ("top1", "mean_per_class", "calibration_error"))
-    words = f"{right} of {told['pictures']} pictures right · mean of the classes {mean} · calibration error {gap}"
-    screen.line(Text(words, "bold"), where)
-    others = told["none_of_these"]
+    if told["pictures"]:
+        right, mean, gap = (screen.percent(told[k]) for k in ("top1", "mean_per_class", "calibration_error"))
+        words = f"{right} of {told['pictures']} pictures right · mean of the classes {mean} · calibration error {gap}"
+        screen.line(Text(words, "bold"), where)
     if told["low_confidence"] is not None:
         screen.line(Text(f"low confidence: {screen.percent(told['low_confidence'])} of these pictures"), where)
-    if others["pictures"] and others["low_confidence"] is not None:
-        share = screen.percent(others["low_confidence"])
-        screen.line(Text(f"low confidence: {share} of {others['pictures']} pictures of none of the classes"), where)
+    _show_others(told["none_of_these"], where)
+
+
+def _show_classes(rows: Sequence[dict[str, Any]], where: Console) -> None:
+    empty = sum(not row["pictures"] for row in rows)
+    made = screen.table("class", "pictures", "right", right=("pictures", "right"))
+    for row in rows:
+        if row["pictures"] or empty <= _EMPTY:
+            made.add_row(Text(screen.safe(row["class"])), str(row["pictures"]), screen.percent(row["right"]))
+    where.print(made)
+    if empty > _EMPTY:
+        screen.note(f"{empty:,} classes have no picture here")
+
+
+def _show_others(others: dict[str, Any], where: Console) -> None:
+    if not others["pictures"]:
+        return
+    known = others["low_confidence"] is not None
+    share = f"{screen.percent(others['low_confidence'])} of" if known else "not known of this model, for"
+    screen.line(Text(f"low confidence: {share} {others['pictures']} pictures of none of the classes"), where)

@@ -115,7 +115,8 @@ def _predictions(rows: Sequence[Record]) -> Table:
 
 
 def _map(found: Record) -> Text:
-    sure = percent(found["probability"]) or f"score {found['score']:.3g}"
+    score = "not finite" if found["score"] is None else f"{found['score']:.3g}"
+    sure = percent(found["probability"]) or f"score {score}"
     words = f"{safe(found['label'])} {sure} · {found['title']} · {found['layer']} · "
     return Text.assemble(words, (found["status"], "green" if found["status"] == "ok" else "bold yellow"))
 

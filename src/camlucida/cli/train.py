@@ -36,17 +36,21 @@ def run(wanted: Wanted, threads: int | None, as_json: bool) -> int:
         torch.set_num_threads(threads)
     table = read_table(wanted.place, wanted.split)
     start = begin.begun(wanted, len(table.classes), int(told.get("seed", 0)))
+    Card(wanted.model, start.options, table.classes, start.look)  # what no card can tell is told before the work
     recipe = Recipe.from_dict({"size": max(8, round(0.875 * min(start.look.size)))} | told)
     pictures, held = table.hold_out(wanted.hold_out, recipe.seed)
     job = Training(placed(start.net, wanted.device), pictures, held if len(held) else None, start.look, recipe)
     _tell(start.notes, job.faults)
+    if wanted.fresh:
+        wanted.checkpoint.unlink(missing_ok=True)  # not before all is ready: a slip of the pen must cost no run
     if wanted.checkpoint.exists():
         job.load(wanted.checkpoint)
         screen.note(f"taken up after epoch {len(job.history)} of {recipe.epochs}")
     try:
         _learn(job, wanted.checkpoint, wanted.until or recipe.epochs)
     except KeyboardInterrupt:
-        screen.error(f"interrupted: {len(job.history)} of {recipe.epochs} epochs are done; the same command goes on.")
+        go_on = "the same command without --fresh goes on" if wanted.fresh else "the same command goes on"
+        screen.error(f"interrupted: {len(job.history)} of {recipe.epochs} epochs are done; {go_on}.")
         return 130
     _finish(wanted, job, start, table, as_json)
     return 0
@@ -54,9 +58,7 @@ def run(wanted: Wanted, threads: int | None, as_json: bool) -> int:
 
 def _check_place(wanted: Wanted) -> None:
     write.check_folder(wanted.folder)
-    if wanted.fresh:
-        wanted.checkpoint.unlink(missing_ok=True)
-    elif wanted.file.exists() and not wanted.checkpoint.exists():
+    if wanted.file.exists() and not (wanted.fresh or wanted.checkpoint.exists()):
         raise OutputError(
             f"'{printable(str(wanted.file))}' is there already: --fresh trains it anew, or another --out."
         )
@@ -115,7 +117,8 @@ def _finish(wanted: Wanted, job: Training, start: Begun, table: Table, as_json: 
     _write_text(wanted.folder / "history.csv", _history(job.history))
     _write_text(wanted.folder / "model.md", card.markdown())
     save_model(wanted.file, net, card, wanted.half)
-    wanted.checkpoint.unlink(missing_ok=True)
+    if job.done:  # where --until ended it, the run can go on
+        wanted.checkpoint.unlink(missing_ok=True)
     if as_json:
         told = json.loads(card.as_json())
         kept = {k: told[k] for k in ("accuracy", "temperature", "confident", "classes", "notes")}

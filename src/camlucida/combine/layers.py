@@ -1,6 +1,6 @@
 """One map from those of several layers, or of several methods."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
@@ -57,7 +57,7 @@ FUSIONS: Mapping[str, _Fusion] = {
 }
 
 
-def fuse(explanations: Sequence[Explanation], how: str = "mean") -> Explanation:
+def fuse(explanations: Iterable[Explanation], how: str = "mean") -> Explanation:
     """One map from several of the same pictures and target, on the finest of their grids (linear interpolation).
 
     ``mean`` and ``max`` of maps divided by their largest magnitude keep their sign; ``product`` of ``relu(M)``
@@ -75,6 +75,7 @@ def fuse(explanations: Sequence[Explanation], how: str = "mean") -> Explanation:
     """
     if how not in FUSIONS:
         raise MethodError(f"maps are not fused by {how!r}.{did_you_mean(how, FUSIONS, show=9)}")
+    explanations = list(explanations)
     _check_alike(explanations)
     grid = [max(axis) for axis in zip(*(e.map.shape[1:] for e in explanations), strict=True)]
     coarse = [min(axis) for axis in zip(*(e.map.shape[1:] for e in explanations), strict=True)]

@@ -1,5 +1,6 @@
 """One map from those of several views of a picture: noisy, mirrored, of other sizes."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
@@ -43,7 +44,7 @@ def smooth(
     >>> e.facts.title, tuple(e.map.shape)
     ('Grad-CAM, mean over 4 noisy pictures', (2, 14, 14))
     """
-    if samples < 1 or noise < 0:
+    if samples < 1 or not 0 <= noise < math.inf:
         raise InputError(f"smoothing takes at least 1 sample and noise of 0 or more; got {samples} and {noise}.")
 
     def views(x: Tensor) -> Iterator[_View]:
@@ -75,7 +76,7 @@ def augmented(
     >>> augmented(net, torch.rand(2, 3, 16, 16), target=7, scales=(1.0, 1.5)).facts.title
     'Grad-CAM, mean over 4 views'
     """
-    if not scales or min(scales) <= 0:
+    if not scales or not all(0 < s < math.inf for s in scales):
         raise InputError(f"scales are shares of the picture's size, above 0; got {tuple(scales)}.")
 
     def views(x: Tensor) -> Iterator[_View]:

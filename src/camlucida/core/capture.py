@@ -179,6 +179,8 @@ def noted(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]
             return None
         if names[module] in found:
             raise LayerError(f"layer {names[module]!r} ran twice in one forward pass, so its map would be ambiguous")
+        if not tensor.requires_grad:  # all that comes before is frozen
+            tensor, made = (fresh := tensor.detach().requires_grad_()), swap(made, tensor, fresh)
         found[names[module]] = tensor
         return swap(made, tensor, tensor.clone())
 

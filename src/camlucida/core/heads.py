@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from camlucida.core import targets
 from camlucida.core.capture import Tape, full
 from camlucida.core.scope import named
+from camlucida.errors import TargetError
 from camlucida.types import Act, Layout
 
 Along = Float[Tensor, "t b k"]
@@ -52,8 +54,9 @@ def _rows_of(along: Along, weight: Float[Tensor, "k w"]) -> Float[Tensor, "t b w
 
 def recognise(net: nn.Module, tape: Tape, name: str, layout: Layout, act: Act) -> Head | None:
     """The linear head that follows a layer, proved on these very pictures; None means: ask autograd."""
-    y = tape.output
-    if not isinstance(y, Tensor) or y.dim() != 2:
+    try:
+        y = targets.logits(tape.output)  # a dictionary or a tuple that holds them as well as a tensor
+    except TargetError:
         return None
     for head in _candidates(net, y.shape[1], act):
         along = _direction(y.detach())

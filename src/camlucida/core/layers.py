@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from camlucida.core.capture import Call, How, Inputs, run
-from camlucida.core.layouts import Grid, Layout, has_space, infer
+from camlucida.core.layouts import POOLS, Grid, Layout, has_space, infer
 from camlucida.core.scope import named, unwrap
 from camlucida.core.targets import logits, score
 from camlucida.errors import LayerError, LayoutError, TargetError, did_you_mean
@@ -210,18 +210,12 @@ def _share(grad: Act) -> float:
 
 
 _PASSING = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
-_POOLS = (
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-)
 
 
 def _trunk(seen: Sequence[tuple[Place, Call]], modules: dict[str, nn.Module]) -> list[Place]:
     """The places worth a map: space and gradient, not a mere pool or view, one name a tensor, no innards of a block."""
     times = Counter(p.name for p, _ in seen)
-    pooled = {id(c.feature) for _, c in seen if isinstance(c.module, _POOLS)}
+    pooled = {id(c.feature) for _, c in seen if isinstance(c.module, POOLS)}
     live = [(p, c) for p, c in seen if p.share > 0 and has_space(p.grid) and times[p.name] == 1 and not _passing(c)]
     alive = [(p, c) for p, c in live if id(c.feature) not in pooled] or live
     named_once: dict[int, Place] = {}

@@ -14,6 +14,12 @@ from camlucida.errors import LayoutError
 from camlucida.types import Act
 
 Grid = tuple[int, ...]
+POOLS = (
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,16 @@ def infer(shape: Sequence[int], space: Grid, module: nn.Module | None = None, se
     'tokens(prefix=1, grid=14×14)'
     """
     if len(shape) == len(space) + 2:
-        return _grid_layout(shape, space, module)
+        layout = _grid_layout(shape, space, module)
+        other = channels_last if layout == channels_first else channels_first
+        if _stranger(shape, space, module, seen, layout):
+            if _feature_axis(module) is None and _grid(shape, other) in seen:
+                return other
+            raise LayoutError(
+                f"an output of shape {tuple(shape)} is no grid of places that follows from the {_by(seen[-1])} met "
+                "before: say how to read it, as layer=(name, function to channels first), or ask for another layer."
+            )
+        return layout
     if len(shape) == 3 and len(space) > 1:
         prefix, grid = _token_grid(shape, space, seen)
         return tokens(prefix, grid)
@@ -89,6 +104,8 @@ def _grid_layout(shape: Sequence[int], space: Grid, module: nn.Module | None) ->
             f"an output of shape {tuple(shape)} is larger than the input's {_by(space)} on either reading."
         )
     own = _feature_axis(module)
+    if own == 1 and shape[1] == _width(module):
+        return channels_first  # whatever its size: a padded convolution's is larger than the input
     if own is not None and math.isfinite(first if own == 1 else last):
         return channels_first if own == 1 else channels_last  # the axis that a module works on is no guess
     if first == last:
@@ -96,12 +113,33 @@ def _grid_layout(shape: Sequence[int], space: Grid, module: nn.Module | None) ->
     return channels_last if last < first else channels_first
 
 
+def _grid(shape: Sequence[int], layout: Layout) -> Grid:
+    return tuple(shape[2:] if layout == channels_first else shape[1:-1])
+
+
+def _stranger(
+    shape: Sequence[int], space: Grid, module: nn.Module | None, seen: Sequence[Grid], layout: Layout
+) -> bool:
+    """Whether a grid has neither the input's proportions nor those of one met before: heads × tokens, say."""
+    grid = _grid(shape, layout)
+    if not seen or not has_space(grid) or _feature_axis(module) == 1 or _misfit(grid, space) == 0:
+        return False
+    same = [met for met in seen if len(met) == len(grid)]
+    return not any(all(g in _shrunk(n) for g, n in zip(grid, met, strict=True)) for met in same)
+
+
+def _shrunk(count: int) -> set[int]:
+    """An axis of places and all that is left of it after strides of two, rounded either way."""
+    return {count} | {n for k in range(1, 16) for n in (count // 2**k, -(-count // 2**k)) if n > 0}
+
+
 def plain(shape: Sequence[int], space: Grid, module: nn.Module | None) -> bool:
     """Whether a shape needs no more evidence: its module says its axis, or only channels first fits, and exactly."""
     if len(shape) != len(space) + 2:
         return False
     first, last = (_misfit(s, space) for s in (shape[2:], shape[1:-1]))
-    return _feature_axis(module) is not None or (first == 0 < last)
+    own = _feature_axis(module)
+    return own == 1 or (own == -1 and last == 0) or (own is None and first == 0 < last)
 
 
 def _misfit(grid: Sequence[int], space: Grid) -> float:
@@ -117,9 +155,15 @@ def _feature_axis(module: nn.Module | None) -> int | None:
     """The channel axis that a module's own kind implies: 1, −1, or None where it says nothing."""
     if isinstance(module, nn.LayerNorm | nn.Linear | nn.Embedding | nn.RNNBase):
         return -1
-    if isinstance(module, nn.modules.conv._ConvNd | nn.modules.batchnorm._NormBase | nn.GroupNorm):
+    if isinstance(module, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm, *POOLS)):
         return 1
     return None
+
+
+def _width(module: nn.Module | None) -> int | None:
+    """How many channels a convolution or normalisation says it gives."""
+    said = (getattr(module, name, None) for name in ("out_channels", "num_features", "num_channels"))
+    return next((n for n in said if isinstance(n, int)), None)
 
 
 def _inner_axis(module: nn.Module | None) -> int | None:

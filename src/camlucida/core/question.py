@@ -181,10 +181,12 @@ class Question:
         return place.layout if place else infer(act.shape, space, module, seen.grids_before(name))
 
     def _advised(self, problem: LayerError) -> LayerError:
-        """The same error, naming the layer that works."""
+        """The same error, naming the layer that works, unless it is the very one that does not."""
         try:
             kind = LayoutError if isinstance(problem, LayoutError) else LayerError
-            return kind(f"{str(problem).rstrip('.')}: use layer={self.survey(again=True).choice.name!r}.")
+            best = self.survey(again=True).choice.name
+            same = f"layer {best!r}" in str(problem)
+            return kind(str(problem) if same else f"{str(problem).rstrip('.')}: use layer={best!r}.")
         except (LayerError, TargetError):
             return LayerError(str(problem))
 

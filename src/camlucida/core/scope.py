@@ -6,7 +6,7 @@ while at least one call needs it and goes back when the last one leaves.
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -134,6 +134,13 @@ def named(net: nn.Module) -> dict[str, nn.Module]:
 
 def _compiled(module: nn.Module) -> bool:
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Compiled modules run as plain code inside, so that hooks see their layers."""
+    with _EAGER.held() if any(map(_compiled, model.modules())) else nullcontext():
+        yield
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from camlucida.core import targets
+from camlucida.core.again import holds, mixed, own, put_again
 from camlucida.core.alone import Alone
 from camlucida.core.biases import Bias, biases, placed, terms
 from camlucida.core.capture import How, Inputs, Tape, bend, full, run, vjp
@@ -23,6 +24,7 @@ from camlucida.core.chunks import in_chunks, rows_that_fit
 from camlucida.core.evidence import put
 from camlucida.core.gradients import jvp
 from camlucida.core.looking import Looking
+from camlucida.core.restore import put_back, scatter
 from camlucida.core.rules import rectifiers
 from camlucida.core.targets import ClassTarget
 from camlucida.core.twice import InTheOpen
@@ -79,6 +81,7 @@ class PictureScorer:
         self.slope = subject.slopes(i) if subject.slopes else None
         self.random = Generator().manual_seed(0)
         self._grows: bool | None = None if subject.name != "input" else False
+        self._sound = not own(self._targets)  # whether other rows may stand beside the picture
 
     @contextmanager
     def _run(
@@ -91,8 +94,6 @@ class PictureScorer:
                 tape = held.enter_context(run(self._s.net, inputs, layers, how=how))
             with torch.autocast(kind, enabled=False):
                 yield tape
-
-    # ------------------------------------------------------------------------------------------------ scores
 
     def at_layer(self, count: int, make: Make) -> Float[Tensor, "t n"]:
         """As `Scorer`; a product instead where the scores are proved linear in the activation."""
@@ -117,7 +118,6 @@ class PictureScorer:
     def _first(self, acts: Act) -> Float[Tensor, "t n"]:
         """The first answer, with the undisturbed activation at both its ends: so a mixed-up batch shows."""
         both = torch.cat([self.act[None], acts, self.act[None]])
-        slack = 1e-3 * float(self.base.nan_to_num(0.0, 0.0, 0.0).abs().max()) + 1e-6
         for grows in (True, False):
             try:
                 found = self._resumed(both, grows)
@@ -127,29 +127,41 @@ class PictureScorer:
                 if not grows:
                     raise
                 continue
-            ends = found[:, [0, -1]]
-            if torch.allclose(ends, self.base[:, None].to(ends), rtol=0, atol=slack, equal_nan=True):
+            if holds(found, self.base, self.base, 1e-3):
                 self._grows = grows
                 return found[:, 1:-1]
+        if own(self._targets):
+            raise mixed()
         raise LayerError(
             f"the scores do not follow from layer {self._s.name!r} alone: with its own activation put back they come "
             "out different, so that perturbing it would show nothing true. Ask for another layer, or another method."
         )
 
     def _resumed(self, acts: Act, grows: bool) -> Float[Tensor, "t n"]:
-        with self._resume(acts, grows, graph=False) as tape:
+        with self._from(self._put_back(acts), grows, False, None) as tape:
             return self._scores(tape, len(acts))
-
-    def _resume(
-        self, acts: Act, grows: bool, graph: bool, during: _Scope | None = None
-    ) -> AbstractContextManager[Tape]:
-        return self._from(self._put_back(acts), grows, graph, during)
 
     def _from(self, raw: Tensor, grows: bool, graph: bool, during: _Scope | None) -> AbstractContextManager[Tape]:
         inputs = self._inputs if grows else self._inputs.showing(self._inputs.x.expand(len(raw), *self.x.shape))
         return self._run(inputs, [self._s.name], How(put={self._s.name: raw}, graph=graph), during)
 
     def _from_input(self, xs: Tensor) -> Float[Tensor, "t n"]:
+        """As for a layer, the picture itself is at both ends of the first answer."""
+        if self._sound:
+            return self._shown(xs)
+        found = self._shown(torch.cat([self.x[None], xs.to(self.x), self.x[None]]))
+        half = self._s.autocast is not None or self.x.element_size() == 2
+        if not holds(found, self.base, found, 0.1 if half else 1e-2):
+            raise mixed()
+        self._sound = True
+        return found[:, 1:-1]
+
+    def _beside(self) -> None:
+        """Find out whether targets of the user's own bear other rows beside the picture."""
+        if not self._sound:
+            self._from_input(self.x[None])
+
+    def _shown(self, xs: Tensor) -> Float[Tensor, "t n"]:
         with self._run(self._inputs.showing(xs), [], How(graph=False)) as tape:
             return self._scores(tape, len(xs))
 
@@ -161,9 +173,9 @@ class PictureScorer:
         return torch.where((found - base).abs() <= noise, base, found)
 
     def _answers(self, tape: Tape, count: int) -> Float[Tensor, "t n"]:
-        if all(isinstance(t, ClassTarget) for t in self._targets):
-            return self._classes(full(targets.logits(tape.output, count)))
-        return full(targets.scores(self._targets, tape.output, count))
+        if own(self._targets):
+            return full(put_again(targets.scores, self._targets, tape.output, count))
+        return self._classes(full(targets.logits(tape.output, count)))
 
     def _classes(self, y: Float[Tensor, "n k"]) -> Float[Tensor, "t n"]:
         known = [t for t in self._targets if isinstance(t, ClassTarget)]
@@ -181,8 +193,6 @@ class PictureScorer:
     def _room(self, like: Tensor) -> int:
         return rows_that_fit(like, _WHOLE if like is self.x else _TAIL)
 
-    # --------------------------------------------------------------------------------------------- gradients
-
     def slopes(self, acts: Float[Tensor, "n c *space"], rule: str = "") -> Float[Tensor, "t n c *space"]:
         """As `Scorer`."""
         if self.slope is not None and not rule:
@@ -195,9 +205,10 @@ class PictureScorer:
 
     def _recorded(self, acts: Act, during: _Scope | None = None) -> AbstractContextManager[Tape]:
         if self._s.name == "input":
+            self._beside()
             return self._run(self._inputs.showing(acts), ["input"], during=during)
         self._settle()
-        return self._resume(acts, bool(self._grows), graph=True, during=during)
+        return self._from(self._put_back(acts), bool(self._grows), True, during)
 
     def _settle(self) -> None:
         """Find out whether the batch may grow at the layer, which the first answer tells."""
@@ -205,7 +216,7 @@ class PictureScorer:
             self._from_layer(self.act[None])
 
     def _gradients(self, tape: Tape, count: int) -> Float[Tensor, "t n c *space"]:
-        asked = put(self._targets, tape.output, count)
+        asked = put_again(put, self._targets, tape.output, count)
         grads = tape.gradients(asked.at, asked.along, [self._s.name])[self._s.name]
         return torch.stack([full(self._s.layout(g)) for g in grads])
 
@@ -237,6 +248,7 @@ class PictureScorer:
 
     def reads(self, xs: Tensor) -> tuple[Float[Tensor, "n c *space"], Float[Tensor, "t n c *space"]]:
         """As `Scorer`."""
+        self._beside()
         acts, grads = [], []
         for part in xs.split(self._room(self.x)):
             with self._run(self._inputs.showing(part), [self._s.name]) as tape:
@@ -246,10 +258,11 @@ class PictureScorer:
 
     def pixels(self, xs: Tensor, rule: str = "") -> Tensor:
         """As `Scorer`."""
+        self._beside()
         found = []
         for part in xs.split(self._room(self.x)):
             with self._run(self._inputs.showing(part), ["input"], during=_under(rule)) as tape:
-                asked = put(self._targets, tape.output, len(part))
+                asked = put_again(put, self._targets, tape.output, len(part))
                 found.append(tape.gradients(asked.at, asked.along, ["input"])["input"])
         return torch.cat(found, 1)
 
@@ -276,23 +289,11 @@ class PictureScorer:
         s, grid = self._s, tuple(self.act.shape[1:])
         return Looking(s.net, self._inputs, self._targets, grid, s.layout, s.autocast).attend(read, last, score)
 
-    # ------------------------------------------------------------------------------- from channels first back
-
     def _put_back(self, acts: Act) -> Tensor:
-        """Activations in the layer's own shape; what its layout leaves out (class tokens) is as it was."""
-        if self._s.layout(self._raw) is self._raw:
-            return acts
-        placed = self._scatter(torch.ones_like(acts[:1])) != 0
-        return torch.where(placed, self._scatter(acts), full(self._raw))
+        return put_back(acts, self._raw, self._s.layout)
 
     def _scatter(self, acts: Act) -> Tensor:
-        """The transpose of the layout: every value to the place it was read from, zeros elsewhere."""
-        with torch.inference_mode(False), torch.enable_grad():
-            blank = full(self._raw.detach()).new_zeros(len(acts), *self._raw.shape[1:]).requires_grad_()
-            read = self._s.layout(blank)
-            (found,) = vjp(read, acts[None].to(read), [blank])
-        assert found is not None
-        return found[0]
+        return scatter(acts, self._raw, self._s.layout)
 
 
 def _under(rule: str) -> _Scope:

@@ -39,8 +39,8 @@ class Augment:
     def __post_init__(self) -> None:
         if not 0 < self.area[0] <= self.area[1] <= 16:
             raise InputError(f"area is the least and the largest share, above 0, at most 16; it is {self.area}.")
-        if not (self.ratio >= 1 and 0 <= self.turn <= 180):
-            raise InputError(f"ratio is 1 or more and turn 0 to 180 degrees; they are {self.ratio} and {self.turn}.")
+        if not (1 <= self.ratio <= 100 and 0 <= self.turn <= 180):
+            raise InputError(f"ratio is 1 to 100 and turn 0 to 180 degrees; they are {self.ratio} and {self.turn}.")
         for name in ("flip", "colour", "erase", "mix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is a share, from 0 to 1; it is {getattr(self, name)}.")
@@ -90,8 +90,8 @@ def disturb(x: Batch, how: Augment, g: Generator) -> Batch:
 
 
 def mix(x: Batch, y: Shares, how: Augment, g: Generator) -> tuple[Batch, Shares]:
-    """With chance ``how.mix`` each picture is mixed with its neighbour's: half the times faded into it, half the times
-    with a rectangle of it; the shares of the classes follow. [zhang2018, yun2019]
+    """With chance ``how.mix`` each picture of the batch is mixed with the one before it: half the times that is faded
+    into it, half the times a rectangle of that is laid on it; the shares of the classes follow. [zhang2018, yun2019]
 
     >>> x, y = mix(torch.rand(2, 3, 8, 8), torch.eye(2), Augment(mix=1.0), Generator().manual_seed(0))
     >>> y.sum(1)

@@ -21,6 +21,7 @@ KEY = "camlucida"
 
 _MOST = 100_000  # classes
 _LARGEST = 4096  # pixels of a side
+_LEAST = 1e-3  # of a crop, and of the standard deviation of colours in [0, 1]
 _KINDS = {str: "text", dict: "a table", float: "a number", list: "a list"}
 
 
@@ -57,6 +58,8 @@ class Card:
             raise ModelError(f"a card has 1 to {_MOST:,} classes; this one has {len(self.classes):,}.")
         if max(self.preprocess.size) > _LARGEST:
             raise ModelError(f"a card's pictures have sides of at most {_LARGEST}; here {self.preprocess.size}.")
+        if self.preprocess.crop < _LEAST or min(self.preprocess.std) < _LEAST:
+            raise ModelError(f"a card's crop and std are {_LEAST} or more; here {self.preprocess}.")
         if not 0 < self.temperature < math.inf:
             raise ModelError(f"a card's temperature is a number above 0; here {self.temperature}.")
         if self.confident is not None and not 0 <= self.confident <= 1:
@@ -231,8 +234,8 @@ def _finite(value: Any) -> Any:
 
 
 def _percent(value: Any) -> str:
-    number = isinstance(value, int | float) and math.isfinite(value)
-    return f"{100 * value:.1f} %" if number else "not known"
+    share = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return f"{100 * value:.1f} %" if share else "not known"
 
 
 def _plain(value: Any) -> str:

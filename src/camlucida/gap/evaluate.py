@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camlucida.core.targets import logits as class_scores
-from camlucida.errors import InputError, PictureError
+from camlucida.errors import InputError, ModelError, PictureError
 from camlucida.frame import Preprocess
 from camlucida.gap.data import OTHER, Table
 from camlucida.images import open_picture
@@ -61,16 +61,35 @@ class Evaluation:
         return torch.bincount(pairs, minlength=k * k).reshape(k, k)
 
     @property
+    def counts(self) -> Int[Tensor, " k"]:
+        """How many pictures there are of each class."""
+        return torch.bincount(self.known.targets, minlength=self.logits.shape[1])
+
+    @property
+    def mistaken(self) -> Int[Tensor, "m 3"]:
+        """(class, class it was taken for, how many pictures), most first: all of `confusion` but its diagonal and 0."""
+        seen, k = self.known, self.logits.shape[1]
+        taken = seen.logits.argmax(1)
+        pairs, count = (seen.targets * k + taken)[taken != seen.targets].unique(return_counts=True)
+        order = count.sort(descending=True, stable=True).indices
+        return torch.stack([pairs // k, pairs % k, count], 1)[order]
+
+    @property
     def top1(self) -> float:
         """The share of pictures whose best class is the right one; NaN without any."""
-        table = self.confusion
-        return float(table.diagonal().sum() / table.sum())
+        return float(self._right.sum() / self.counts.sum())
 
     @property
     def per_class(self) -> Float[Tensor, " k"]:
         """The share of each class's pictures that were taken for it; NaN where there are none."""
-        table = self.confusion
-        return table.diagonal() / table.sum(1)
+        return self._right / self.counts
+
+    @property
+    def _right(self) -> Int[Tensor, " k"]:
+        """How many pictures of each class were taken for it; `confusion` has k², too many for 20,000 classes."""
+        seen = self.known
+        hit = seen.logits.argmax(1) == seen.targets
+        return torch.bincount(seen.targets[hit], minlength=self.logits.shape[1])
 
     @property
     def mean_per_class(self) -> float:
@@ -125,7 +144,21 @@ class Evaluation:
                 return loss
 
             search.step(closure)
-        return float(log_t.detach().clamp(-_FAR, _FAR).exp())
+        found = float(log_t.detach())
+        return math.exp(found) if abs(found) < _FAR else _by_halves(seen)  # out there the search sees no slope
+
+
+def _by_halves(seen: Evaluation) -> float:
+    """The temperature where the loss, convex in 1/T, stops to fall; one of the bounds where it never does."""
+    logits = seen.logits.double()
+    own = logits.gather(1, seen.targets[:, None])[:, 0]
+    low, high = -_FAR, _FAR
+    for _ in range(60):
+        log_t = (low + high) / 2
+        odds = (logits / math.exp(log_t)).softmax(1)
+        slope = float(((odds * logits).sum(1) - own).mean())  # of the loss, by 1/T
+        low, high = (log_t, high) if slope > 0 else (low, log_t)
+    return math.exp((low + high) / 2)
 
 
 def prepared(table: Table, preprocess: Preprocess) -> tuple[Inputs, tuple[str, ...]]:
@@ -133,6 +166,13 @@ def prepared(table: Table, preprocess: Preprocess) -> tuple[Inputs, tuple[str, .
 
     Raises: InputError where none can be read.
     """
+    inputs, faults = _readable(table, preprocess)
+    if inputs is None:
+        raise InputError(f"no picture can be read: {faults[0] if faults else 'there is none'}")
+    return inputs, faults
+
+
+def _readable(table: Table, preprocess: Preprocess) -> tuple[Inputs | None, tuple[str, ...]]:
     ready, faults = [], []
     for file, target in zip(table.files, table.targets, strict=True):
         try:
@@ -140,7 +180,7 @@ def prepared(table: Table, preprocess: Preprocess) -> tuple[Inputs, tuple[str, .
         except PictureError as fault:
             faults.append(str(fault))
     if not ready:
-        raise InputError(f"no picture can be read: {faults[0] if faults else 'there is none'}")
+        return None, tuple(faults)
     return (torch.stack([x for x, _ in ready]), torch.tensor([y for _, y in ready])), tuple(faults)
 
 
@@ -152,23 +192,23 @@ def evaluate(net: nn.Module, table: Table, preprocess: Preprocess) -> Evaluation
     found, faults = list[Evaluation](), list[str]()
     for start in range(0, len(table), 4 * _BATCH):
         part = table.take(range(start, min(start + 4 * _BATCH, len(table))))
-        try:
-            inputs, wrong = prepared(part, preprocess)
-        except InputError as none:
-            faults.extend([str(none)] * len(part))
-            continue
+        inputs, wrong = _readable(part, preprocess)
         faults.extend(wrong)
-        found.append(judge(net, inputs))
+        if inputs is not None:
+            found.append(judge(net, inputs))
     if not found:
-        raise InputError(faults[0] if faults else "there is no picture to judge a net by.")
+        raise InputError(f"no picture can be read: {faults[0] if faults else 'there is none to judge a net by'}")
     logits, targets = torch.cat([e.logits for e in found]), torch.cat([e.targets for e in found])
     return Evaluation(logits, targets, tuple(faults))
 
 
 @torch.inference_mode()
 def judge(net: nn.Module, inputs: Inputs) -> Evaluation:
-    """The answers of a net in evaluation mode."""
+    """The answers of a net in evaluation mode. Raises: ModelError where they are no numbers."""
     x, targets = inputs
     like = next(iter(net.parameters()), x)
     logits = [class_scores(net(part.to(like.device, like.dtype))).float().cpu() for part in x.split(_BATCH)]
-    return Evaluation(torch.cat(logits), targets)
+    answers = torch.cat(logits)
+    if strange := int(answers.softmax(1).isnan().any(1).sum()):  # −∞ alone is an answer: never this class
+        raise ModelError(f"the net answers {strange} of {len(answers)} pictures with NaN or infinity.")
+    return Evaluation(answers, targets)

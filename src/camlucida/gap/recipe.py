@@ -1,12 +1,18 @@
 """What a training run is, in numbers: everything that decides about its result but the pictures and the net."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from camlucida.errors import InputError, did_you_mean
 from camlucida.files import printable
 from camlucida.gap.augment import Augment
+
+_BOUNDS = {
+    "size": (8, 4096), "epochs": (1, 1_000_000), "batch": (2, 1_000_000), "lr": (1e-9, 1e4), "weight_decay": (0, 1e4),
+    "patience": (0, 1_000_000), "trunk": (0, 1e4), "seed": (0, 10**12),  # a larger one has no seed for each epoch
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,9 @@ class Recipe:
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
-        least = {"size": 8, "epochs": 1, "batch": 2, "lr": 1e-9, "weight_decay": 0, "patience": 0, "trunk": 0}
-        for name, low in least.items():
-            if not getattr(self, name) >= low:
-                raise InputError(f"{name} must be {low} or more; it is {getattr(self, name)}.")
+        for name, (low, high) in _BOUNDS.items():
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"{name} must be {low} or more, {high:g} at most; it is {getattr(self, name)}.")
         for name in ("warmup", "smoothing", "balance", "average"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is a share, from 0 to 1; it is {getattr(self, name)}.")
@@ -83,6 +88,7 @@ def _like(own: Any, value: Any, name: str) -> Any:
     if isinstance(own, str) and isinstance(value, str):
         return value
     number = isinstance(value, int | float) and not isinstance(value, bool) and not isinstance(own, str | tuple)
-    if number and (isinstance(own, float) or float(value).is_integer()):
-        return type(own)(value)
-    raise InputError(f"{name} in a recipe is something like {own!r}; it is {value!r}.")
+    with suppress(OverflowError):  # a whole number beyond all real ones
+        if number and (isinstance(own, float) or float(value).is_integer()):
+            return type(own)(value)
+    raise InputError(f"{name} in a recipe is something like {own!r}; it is {repr(value)[:80]}.")

@@ -6,13 +6,15 @@ with the same number of threads; a GPU's convolutions have no such promise.
 """
 
 import copy
+import hashlib
+import io
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypedDict, Unpack, final, runtime_checkable
+from typing import Any, BinaryIO, Protocol, TypeAlias, TypedDict, Unpack, final, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -111,9 +113,16 @@ class Training:
         self.shelf = Shelf(pictures.files, round(1.25 * recipe.size), preprocess.channels)
         rows = self.shelf.sound()
         if len(rows) < 2 or len({pictures.targets[i] for i in rows} - {OTHER}) < 2:
-            raise InputError(f"{len(rows)} pictures that can be read are not enough: two of different classes must be.")
+            why = f" ({next(iter(self.shelf.faults.values()))})" if self.shelf.faults else ""
+            raise InputError(
+                f"{len(rows)} pictures that can be read are not enough: two of different classes must be{why}."
+            )
+        if recipe.patience and not held:
+            raise InputError("patience waits for a better epoch on pictures held out, and none are held out.")
         self.rows, self.targets = rows, torch.tensor(pictures.targets)
         self.classes = len(pictures.classes)
+        told = "\0".join([*pictures.classes, "", *(Path(pictures.files[i]).name for i in rows)])
+        self.names = hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()
         self.held: Inputs | None = None
         faults: tuple[str, ...] = ()
         if held:
@@ -161,6 +170,8 @@ class Training:
                 total += self._step([self.rows[i] for i in places], g)
                 if watch:
                     watch(step + 1, self.steps)
+        if not all(bool(v.isfinite().all()) for v in self.state.average.module.state_dict().values()):
+            raise ModelError(f"the weights are no numbers any more in epoch {number + 1}: try a smaller lr.")
         lr = self.state.optimizer.param_groups[0]["lr"]
         row = {"epoch": number + 1.0, "loss": total / self.steps, "lr": lr, **self._judged()}
         self.history.append(row | {"seconds": time.monotonic() - began})
@@ -190,7 +201,10 @@ class Training:
 
     def _batch(self, rows: Sequence[int], g: Generator) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
         how, device = self.recipe.augment, self.state.device
-        x = torch.stack([self._view(p, g) for p in self.shelf.take(rows)])
+        seen = self.shelf.take(rows)
+        if lost := next((self.shelf.faults[i] for i in rows if i in self.shelf.faults), ""):
+            raise InputError(f"a picture that could be read before training cannot be read any more: {lost}")
+        x = torch.stack([self._view(p, g) for p in seen])
         x = augment.disturb(x.to(device), how, g)
         means = (self.preprocess.mean, self.preprocess.std)
         mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in means)
@@ -218,7 +232,9 @@ class Training:
         """Write the whole state, so that it is there whole or as it was before. Raises: OutputError."""
         of = {"for": self._key(), "prepared": asdict(self.preprocess)}
         told = {**self.state.told(), "history": self.history, "best": self.best, **of}
-        write_whole(path, lambda file: torch.save(told, file))
+        whole = io.BytesIO()  # torch.save would hide why a file cannot be written
+        torch.save(told, whole)
+        write_whole(path, lambda file: _put(whole, file))
 
     def load(self, path: Path) -> None:
         """Take up a run. Raises: OutputError where the file is of another run, or damaged."""
@@ -239,7 +255,7 @@ class Training:
         self.history, self.best = history, best
 
     def _key(self) -> dict[str, Any]:
-        return {"recipe": self.recipe.as_dict(), "pictures": len(self.rows), "targets": self.targets.tolist()}
+        return {"recipe": self.recipe.as_dict(), "pictures": self.names, "targets": self.targets.tolist()}
 
     def result(self) -> Trained:
         """The net with the weights that are kept."""
@@ -249,3 +265,7 @@ class Training:
         net = net.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         held = judge(net, self.held) if self.held else None
         return Trained(net, self.history, held, self.faults)
+
+
+def _put(content: io.BytesIO, file: BinaryIO) -> None:
+    file.write(content.getbuffer())

@@ -38,6 +38,8 @@ def random(scorer: Scorer, *, seed: int = 0) -> Float[Tensor, "t *space"]:
     >>> torch.equal(both[1], one[0]), torch.equal(both[0], both[1])
     (True, False)
     """
+    if not -(2**127) <= seed < 2**127:
+        raise MethodError("random map: seed is a whole number of at most 127 bits.")
     # Rounded first: the picture of a half-precision model is the same picture.
     bits = scorer.x.detach().float().bfloat16().contiguous().view(torch.int16).cpu().numpy().tobytes()
     digest = blake2b(bits, digest_size=7, salt=seed.to_bytes(16, "little", signed=True)).digest()

@@ -174,6 +174,7 @@ def opticam(scorer: Scorer, *, steps: int = 100, rate: float = 0.1, fill: float 
     torch.Size([1, 6, 6])
     """
     masks.within(steps, 1, 1e9, "steps", "Opti-CAM")
+    masks.within(rate, 1e-9, 1e9, "rate", "Opti-CAM")
     act, x = scorer.act, scorer.x
     masks.same_axes(act, x, "Opti-CAM")
     u = act.new_zeros(len(scorer.base), len(act))

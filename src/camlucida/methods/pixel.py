@@ -198,6 +198,8 @@ def smoothgrad(scorer: Scorer, *, samples: int = 25, noise: float = 0.15, signed
     torch.Size([1, 8, 8])
     """
     _counted("samples", samples)
+    if not noise >= 0:
+        raise MethodError(f"SmoothGrad: noise is a share of the picture's range, 0 or more; got {noise:g}.")
     x = scorer.x
     spread = float(x.max() - x.min()) * noise
 

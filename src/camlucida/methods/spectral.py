@@ -24,6 +24,7 @@ _MOST_PLACES = 8192  # a kernel between all of them has 268 MB in single precisi
 @register(
     "eigencam",
     title="Eigen-CAM",
+    differentiable=False,  # eigenvectors have no derivative where eigenvalues meet, thresholds none at all
     paper="muhammad2020",
     formula="A v₁, with A = U Σ Vᵀ, not centred",
     needs="activation",
@@ -48,6 +49,7 @@ def eigencam(act: Act) -> Map:
 @register(
     "eigengradcam",
     title="EigenGrad-CAM",
+    differentiable=False,
     paper="muhammad2020",
     formula="(G⊙A) v₁, with G⊙A = U Σ Vᵀ, not centred",
     deviations=(
@@ -71,6 +73,7 @@ def eigengradcam(act: Act, grad: Act) -> Map:
 @register(
     "segeigencam",
     title="Seg-Eigen-CAM",
+    differentiable=False,
     paper="chung2025",
     formula="(|G|⊙A) v₁, with |G|⊙A = U Σ Vᵀ; the largest magnitude is positive",
     deviations="none; not centred, as Eigen-CAM",
@@ -91,6 +94,7 @@ def segeigencam(act: Act, grad: Act) -> Map:
 @register(
     "kpcacam",
     title="KPCA-CAM",
+    differentiable=False,
     paper="karmani2024",
     formula="√λ₁ u₁ of the centred kernel K(p, q) = k(A(p), A(q))",
     needs="activation",
@@ -125,6 +129,7 @@ def kpcacam(act: Act, *, kernel: str = "rbf", width: float = 1.0) -> Map:
 @register(
     "fem",
     title="FEM",
+    differentiable=False,
     paper="fuad2020",
     formula="Σ_k ⟨A_k⟩ · 1[A_k > ⟨A_k⟩ + s σ_k],  s = 2",
     needs="activation",

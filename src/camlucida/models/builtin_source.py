@@ -48,7 +48,7 @@ def build(rest: str, weights: str | None, partial: bool) -> Model:
             "this copy of camlucida comes without its built-in model: name another, timm/NAME or FILE.py:CALLABLE, or "
             "train one (camlucida train) and load it as file:PATH."
         )
-    known = at.digest.read_text(encoding="ascii").split()[:1]
+    known = at.digest.read_text(encoding="ascii", errors="replace").split()[:1]
     with open(at.weights, "rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if known != [found]:

@@ -1,11 +1,12 @@
 """The card in a file of weights, and what of it is told."""
 
-import math
 from pathlib import Path
 
 from camlucida.files import printable
 from camlucida.gap.card import Card, read_card
 from camlucida.models import sniff
+
+_LONGEST, _MOST = 1000, 20  # letters of a note, and notes, that a file of anyone's can put before a user
 
 
 def card_in(file: Path) -> Card | None:
@@ -16,6 +17,8 @@ def card_in(file: Path) -> Card | None:
 def told(card: Card) -> tuple[str, ...]:
     """What a card says that one should know, as notes of a model."""
     top1, on = card.accuracy.get("top1"), card.accuracy.get("on", "pictures held out")
-    right = [f"right on {100 * top1:.1f} % of {on}"] if isinstance(top1, int | float) and math.isfinite(top1) else []
+    share = top1 if isinstance(top1, int | float) and not isinstance(top1, bool) and 0 <= top1 <= 1 else None
+    right = [] if share is None else [f"right on {100 * share:.1f} % of {on}"]
     owned = [f"{name}: {text}" for name, text in (("origin", card.origin), ("licence", card.licence)) if text]
-    return tuple(printable(" ".join(text.split())) for text in (*right, *owned, *card.notes))
+    notes = [printable(" ".join(text[:_LONGEST].split())) for text in (*right, *owned, *card.notes[:_MOST])]
+    return tuple(notes)

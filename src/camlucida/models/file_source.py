@@ -3,6 +3,7 @@
 A card names one of the builders below and nothing else: no code is ever looked up because a file says so.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,9 @@ def build(path: str, weights: str | None, partial: bool) -> Model:
     """
     if weights is not None:
         raise ModelError("file:PATH has its weights in the file itself: leave weights= out.")
-    if not Path(path).exists():
-        raise ModelError(f"there is no weights file '{printable(path)}'.")
-    file = Path(path)
+    file = Path(path).expanduser()  # the shell leaves the ~ of file:~/… to us
+    if not os.path.exists(file):
+        raise ModelError(f"there is no weights file '{printable(path[:300])}'.")
     card = card_in(file)
     shown = f"'{printable(file.name)}'"
     if card is None:
@@ -53,7 +54,7 @@ def build(path: str, weights: str | None, partial: bool) -> Model:
             f"{shown} has no card, so nothing says which net its weights are of: name the net and pass "
             f"weights={file.name!r} (timm/NAME or FILE.py:CALLABLE)."
         )
-    held = open_weights(path)
+    held = open_weights(file)
     try:
         net = rebuilt(card, sum(v.numel() for v in held.state.values()))
     except ModelError as fault:

@@ -1,0 +1,51 @@
+"""Targets put again to other versions of one picture: those of a user's own may not bear it, and must say so."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from camlucida.core.targets import ClassTarget
+from camlucida.errors import TargetError
+from camlucida.types import Target
+
+R = TypeVar("R")
+
+
+def own(targets: Sequence[Target]) -> bool:
+    """Whether one of them is a user's own function, which may look at more than a row's own scores."""
+    return not all(isinstance(t, ClassTarget) for t in targets)
+
+
+def put_again(put: Callable[[Sequence[Target], Any, int], R], targets: Sequence[Target], output: Any, count: int) -> R:
+    """``put(targets, output, count)``. Raises: TargetError where a target of the user's own fails on these rows."""
+    try:
+        return put(targets, output, count)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as fault:
+        if not own(targets):
+            raise
+        raise TargetError(
+            f"this method asks about {count} versions of one picture, and the target given does not score each by "
+            f"itself ({str(fault).rstrip('.')}). For one class a picture say target=cl.classes([…]), or explain one "
+            "picture at a time."
+        ) from fault
+
+
+def holds(found: Float[Tensor, "t n"], base: Float[Tensor, " t"], scale: Tensor, share: float) -> bool:
+    """Whether the first and last row have the undisturbed scores, within a ``share`` of the largest in ``scale``."""
+    slack = share * float(scale.nan_to_num(0.0, 0.0, 0.0).abs().max()) + 1e-6
+    ends = found[:, [0, -1]]
+    return torch.allclose(ends, base[:, None].to(ends), rtol=0, atol=slack, equal_nan=True)
+
+
+def mixed() -> TargetError:
+    """What to say where a target of the user's own scores a picture otherwise beside other rows."""
+    return TargetError(
+        "the target given scores a picture otherwise when other rows are beside it, so that asking about versions "
+        "of one picture would show nothing true. For one class a picture say target=cl.classes([…]), or explain "
+        "one picture at a time."
+    )
