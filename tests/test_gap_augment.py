@@ -119,7 +119,7 @@ def test_mixtures_keep_sums_and_the_shares_are_those_of_the_pixels(seed: int, b:
     assert torch.allclose(shares.sum(1), torch.ones(b)) and bool((shares >= 0).all())
     expected = shares @ (torch.arange(b, dtype=torch.float32) ** 2)  # of each picture as much as the shares say
     assert torch.allclose(made.mean((1, 2, 3)), expected, atol=1e-4)
-    assert bool((shares.diagonal() >= 0.35).all())
+    assert bool((shares.diagonal() >= 0.3).all())  # at most 0.6 of it goes, and what whole pixels round up
 
 
 def test_nothing_is_mixed_where_the_chance_is_nil_and_about_half_where_it_is_half() -> None:
