@@ -353,3 +353,13 @@ def test_what_has_no_forward_mode_goes_back(monkeypatch: pytest.MonkeyPatch) -> 
     found = cl.sweep(net, net.x(1), targets=range(5), methods=["hirescam"], layers=[net.layer])
     one = subject(net, net.x(1), [cl.classes(3)]).picture(0)
     assert apart(found[3].map[0], (one.slopes(one.act[None])[0, 0] * one.act).sum(0)) < 1e-10
+
+
+def test_a_layer_off_the_path_is_refused_forward_as_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class token's net: no place of the last block's output matters."""
+    net = nets.token_net(2)
+    asked = {"targets": range(5), "methods": ["hirescam"], "layers": ["blocks.1"]}
+    for dearer in (2, 0):
+        monkeypatch.setattr(evidence, "DEARER", dearer)
+        with pytest.raises(LayerError, match=r"does not depend on any place of layer 'blocks\.1'.*use layer="):
+            cl.sweep(net, net.x(1), **asked)

@@ -74,6 +74,12 @@ class Answers:
     largest: Mapping[str, Float[Tensor, " b"]]
     slopes: Mapping[str, Callable[[int], Tensor]]
 
+    def blind(self) -> Iterator[str]:
+        """The layers whose gradient is zero at every place, for every target; or the derivatives along all places."""
+        yield from (name for name, steepest in self.steepest.items() if bool((steepest == 0).all()))
+        forward = {n for n, m in self.maps if m.by_place and n not in self.steepest}
+        yield from (n for n in forward if not any(bool(v.any()) for (at, _), v in self.maps.items() if at == n))
+
 
 @dataclass(frozen=True)
 class Evidence:

@@ -116,9 +116,8 @@ class Question:
                 seen = self._answered(wanted, known, reading, forward=False)
         except LayerError as problem:
             raise self._advised(problem) from None
-        for name, steepest in seen.answers.steepest.items():
-            if bool((steepest == 0).all()):
-                self._refuse_blind(name)
+        for name in seen.answers.blind():
+            self._refuse_blind(name)
         return seen
 
     def _answered(
