@@ -56,23 +56,17 @@ and Jawahar 2012, CC BY-SA 4.0 by its site), both with the short side at 160 pix
 project's licence.
 
     python scripts/builtin_table.py ARCHIVES pictures
-    camlucida train pictures/first.csv --split train -o first --option width=1.25 --train-size 112 --balance 0.5 \\
-        --epochs 60 --until 50 --threads 1
-    camlucida train pictures/table.csv --split train -o second --option width=1.25 --threads 1 --half \\
-        --weights first/model.safetensors --recipe scripts/builtin.json
+    camlucida train pictures/first.csv --split train -o first --option width=1.5 --threads 2 --until 50 \\
+        --recipe scripts/builtin_first.json
+    camlucida train pictures/table.csv --split train -o second --option width=1.5 --threads 2 --half \\
+        --weights first/model.safetensors --recipe scripts/builtin_second.json
     python scripts/release_builtin.py second/model.safetensors pictures/table.csv
 
-The first run learns 36 classes from strong views, half of them mixed from two pictures; the second goes on with the
-30 classes that can be learnt from as few pictures as there are, from milder views. Which six classes were given up was
-decided on pictures held out of the first run's training, never on the test split. Pictures of other kinds are shown in
-training with all classes equally probable as their target. Each run held a tenth of the training pictures out.
-
-Two things about these very weights. When they were made, which pictures were held out still depended on the table and
-not on the pictures' names: the first run learnt from most of what the second held out, so that temperature and bound
-are too sure, and another run of the recipe will hold out others. And the first run was begun by `camlucida.gap.train`
-itself; the command took up its checkpoint after 50 epochs. The numbers from the test split are clean of both: no
-picture of it was looked at before the weights were final, but for those of cats and dogs in a trial of the benchmark
-above.
+The first run learns to see, from small views of all kinds but those kept for the end, two fifths of its batches mixed
+from two pictures; it is ended before its rate of learning has fallen, and the second goes on from there with larger
+views and the 30 classes. These were chosen by the first run's answers to pictures held out of its training, never by
+the test split. Pictures of other kinds are shown in the second run with all classes equally probable as their target.
+A tenth of each class's training pictures was held out of both runs, the same one.
 """
 
 
