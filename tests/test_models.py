@@ -268,9 +268,10 @@ def test_what_load_gives_is_a_model_that_explain_takes(nets: str) -> None:
     [
         (
             "resnet18",
-            r"write 'builtin' or 'file:PATH' or 'FILE.py:CALLABLE' or 'timm/NAME'. Did you mean 'timm/resnet18'\?",
+            r"write 'builtin' or .*'file:PATH' or .*'FILE.py:CALLABLE' or 'timm/NAME'.* Did you mean 'timm/resnet18'\?",
         ),
         ("tim/resnet18", r"Did you mean 'timm'\?"),
+        ("net.onnx", r"Did you mean 'onnx:net\.onnx'\?"),
         ("", "names no model"),
         ("nets_of_mine.py", "names no model"),
         ("a/b\x1b[31m", r"a/b\\x1b"),
@@ -285,6 +286,72 @@ def test_a_name_of_no_source_is_refused_with_the_forms(name: str, expected: str)
 def test_sources_are_found_by_their_files() -> None:
     files = Path(models.__file__).parent.glob("*_source.py")
     assert set(models.forms()) == {f.stem.removesuffix("_source") for f in files} >= {"timm", "python"}
+
+
+def test_prompts_are_for_sources_that_take_them(nets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match=r"'nets_of_mine.py:net' has classes of its own and takes no prompts"):
+        cl.load(f"{nets}:net", prompts=["a dog"])
+    for wrong in (["a dog", ""], "  "):
+        with pytest.raises(ModelError, match="prompts= takes texts"):
+            cl.load(f"{nets}:net", prompts=wrong)
+    room = importlib.import_module("camlucida.models.python_source")
+    seen: list[Any] = []
+    build = room.build
+    monkeypatch.setattr(room, "PROMPTS", True, raising=False)
+    monkeypatch.setattr(room, "build", lambda *given: seen.append(given[3]) or build(*given[:3]))
+    cl.load(f"{nets}:net", prompts="a dog")
+    cl.load(f"{nets}:net", prompts=["a dog", "a cat"])
+    cl.load(f"{nets}:net")
+    assert seen == [("a dog",), ("a dog", "a cat"), ()]
+
+
+# ----------------------------------------------------------------------------------------------------------- the lists
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Sources that list without their libraries; what is asked is noted."""
+    asked: list[str] = []
+
+    def broken() -> list[str]:
+        asked.append("hf")
+        raise RuntimeError("two\nlines")
+
+    for source in models._names():
+        monkeypatch.delattr(models._room(source), "names", raising=False)
+    for source, known in (("timm", ["resnet18", "vit_tiny"]), ("torchvision", ["resnet18"]), ("builtin", [""])):
+        names = (lambda s, k: lambda: asked.append(s) or k)(source, known)
+        monkeypatch.setattr(models._room(source), "names", names, raising=False)
+    monkeypatch.setattr(models._room("hf"), "names", broken, raising=False)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("", ["builtin", "timm/resnet18", "timm/vit_tiny", "torchvision/resnet18"]),
+        ("RESNET", ["timm/resnet18", "torchvision/resnet18"]),
+        ("res*18", ["timm/resnet18", "torchvision/resnet18"]),
+        ("t*/resnet18", ["timm/resnet18", "torchvision/resnet18"]),
+        ("timm/*", ["timm/resnet18", "timm/vit_tiny"]),
+        ("timm/vit", ["timm/vit_tiny"]),
+        ("nothing", []),
+    ],
+)
+def test_models_are_listed_as_load_takes_them(pattern: str, found: list[str], registries: list[str]) -> None:
+    assert cl.list_models(pattern) == found
+    assert "hf" not in registries or not pattern.startswith("timm/")
+
+
+def test_only_the_source_that_a_pattern_names_is_asked(registries: list[str]) -> None:
+    cl.list_models("timm/*")
+    assert registries == ["timm"]
+
+
+def test_a_source_that_fails_takes_no_other_with_it(registries: list[str]) -> None:
+    found = {s.source: s for s in models.listing("")}
+    assert found["hf"].trouble == "RuntimeError: two lines" and found["hf"].names == ()
+    assert found["torchvision"].names == ("torchvision/resnet18",) and found["onnx"].trouble == ""
 
 
 @pytest.mark.parametrize("device", ["cuda:77", "nonsense", "meta:x"])
@@ -491,7 +558,8 @@ def test_nothing_in_the_product_turns_data_into_code() -> None:
     files = sorted(SOURCE.rglob("*.py"))
     assert len(files) > 20
     found = {str(f.relative_to(SOURCE)): _sins(ast.parse(f.read_text())) for f in files}
-    assert {f: s for f, s in found.items() if s} == {}
+    programs = {"models/torchscript_source.py": ["torch.jit.load"]}  # asked for by that name, and looked through first
+    assert {f: s for f, s in found.items() if s} == programs
 
 
 @pytest.mark.parametrize(

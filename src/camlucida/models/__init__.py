@@ -2,15 +2,18 @@
 
 A source is a file ``<name>_source.py`` in this folder, with ``FORM``, the shape of its names, and
 ``build(rest, weights, partial) -> Model``. What stands in ``FORM`` before the first capital letter, such as ``timm/``,
-is what its names begin with, and ``rest`` is what follows; a ``FORM`` without capitals is the source's one name. A new
-source is one new file.
+is what its names begin with, and ``rest`` is what follows; a ``FORM`` without capitals is the source's one name. One
+whose classes are texts says ``PROMPTS = True``, and its ``build`` gets them as a fourth argument; one that knows its
+models lists what can follow by ``names()``. A new source is one new file.
 """
 
+import fnmatch
 import importlib
 import os
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar, final
 
@@ -22,6 +25,7 @@ from camlucida.files import printable
 from camlucida.frame import Preprocess
 
 N = TypeVar("N", bound=nn.Module)
+_FILES = {".safetensors": "file:", ".onnx": "onnx:", ".torchscript": "torchscript:", ".ts": "torchscript:"}
 
 
 @final
@@ -71,13 +75,15 @@ def load(
     *,
     device: str | torch.device | None = None,
     partial: bool = False,
+    prompts: str | Sequence[str] = (),
 ) -> Model:
-    """A model by name, in evaluation mode: ``timm/NAME``; a file of `camlucida train` as ``file:PATH``; ``builtin``,
-    the one that comes along; or your own code as ``package.module:callable`` or ``path/to/file.py:callable``.
+    """A model by name, in evaluation mode, from any of the sources that `forms` tells: ``timm/NAME``, ``hf/NAME``;
+    a file of `camlucida train` as ``file:PATH``; ``builtin``, the one that comes along; or your own code as
+    ``package.module:callable`` or ``path/to/file.py:callable``. `list_models` lists names.
 
     ``weights`` is a file of weights (safetensors, or a PyTorch file that holds nothing else), or ``"random"`` where
     the source can start without any. A file that does not fit in full is refused; ``partial`` takes what fits, and
-    the model's ``notes`` say so.
+    the model's ``notes`` say so. ``prompts`` are the texts that stand for classes, where the source takes such.
 
     Raises: ModelError, for whatever goes wrong; it says what to do.
 
@@ -88,7 +94,7 @@ def load(
     """
     source, rest = _source(name)
     file = None if weights is None else os.fspath(weights)
-    model: Model = source.build(rest, file, partial)
+    model: Model = source.build(rest, file, partial, *_prompts(name, source, prompts))
     return placed(model, device).eval()
 
 
@@ -99,6 +105,66 @@ def forms() -> dict[str, str]:
     'timm/NAME'
     """
     return {name: _room(name).FORM for name in _names()}
+
+
+@dataclass(frozen=True)
+class Names:
+    """What one source lists: whole names, as `load` takes them; ``trouble`` says why it cannot be asked."""
+
+    source: str
+    form: str
+    names: tuple[str, ...] = ()
+    trouble: str = ""
+
+
+def list_models(pattern: str = "") -> list[str]:
+    """The names that `load` takes, source by source; those that fit a ``pattern``: a part of a name, or one with ``*``.
+
+    A source whose library cannot be imported lists nothing: `camlucida models` says why.
+
+    >>> "builtin" in list_models("built*")
+    True
+    """
+    return [name for source in listing(pattern) for name in source.names]
+
+
+def listing(pattern: str = "") -> Iterator[Names]:
+    """What each source lists; where a pattern begins as the names of one source do, no other is asked."""
+    begins = {source: _beginning(form) for source, form in forms().items()}
+    first = re.match(r"[^*?[]*", pattern)[0]  # type: ignore[index]
+    owners = [s for s, beginning in begins.items() if beginning and _open(beginning) and first.startswith(beginning)]
+    for source in owners or begins:
+        room = _room(source)
+        try:
+            known = [begins[source] + name for name in getattr(room, "names", tuple)()]
+        except Exception as fault:  # a library of others that fails in its own way takes no other source with it
+            told = str(fault) if isinstance(fault, ModelError) else f"{type(fault).__name__}: {fault}"
+            yield Names(source, room.FORM, trouble=" ".join(told.split()))
+        else:
+            yield Names(source, room.FORM, tuple(name for name in known if _fits(name, pattern)))
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether a name holds a pattern, or, where that has wildcards, is of its shape, with its source or without."""
+    low, asked = name.lower(), pattern.lower()
+    if set(asked) & set("*?["):
+        return any(fnmatch.fnmatchcase(word, asked) for word in (low, low.partition("/")[2]))
+    return asked in low
+
+
+def _prompts(name: str, source: ModuleType, given: str | Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The prompts as a source's last argument, where it takes them. Raises: ModelError where it does not."""
+    texts = (given,) if isinstance(given, str) else tuple(given)
+    wrong = next((t for t in texts if not isinstance(t, str) or not t.strip()), None)
+    if wrong is not None:
+        raise ModelError(f"prompts= takes texts, such as ['a dog', 'a cat']; got {wrong!r:.80}.")
+    if getattr(source, "PROMPTS", False):
+        return (texts,)
+    if texts:
+        taking = " or ".join(repr(_room(s).FORM) for s in _names() if getattr(_room(s), "PROMPTS", False))
+        told = f"leave prompts= out, or name {taking}" if taking else "leave prompts= out"
+        raise ModelError(f"{_short(name)} has classes of its own and takes no prompts: {told}.")
+    return ()
 
 
 def _names() -> list[str]:
@@ -134,8 +200,8 @@ def _open(beginning: str) -> bool:
 
 
 def _whose(name: str) -> str:
-    if name.endswith(".safetensors"):
-        return f" Did you mean {'file:' + name[:80]!r}?"
+    if found := _FILES.get(os.path.splitext(name)[1]):
+        return f" Did you mean {found + name[:80]!r}?"
     plain = re.fullmatch(r"[\w.-]+", name) and not name.endswith(".py")
     return f" Did you mean {'timm/' + name!r}?" if plain else ""
 

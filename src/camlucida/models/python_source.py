@@ -36,7 +36,9 @@ def build(name: str, weights: str | None, partial: bool) -> Model:
     """
     place, _, attribute = name.rpartition(":")
     if weights == "random":
-        raise ModelError("weights='random' is for timm/…; your own callable decides how its net begins: leave it out.")
+        raise ModelError(
+            "weights='random' is for nets by name; your own callable decides how its net begins: leave it out."
+        )
     held, card = (None, None) if weights is None else (open_weights(weights), card_in(Path(weights)))
     made = _made(place, attribute)
     net = made if isinstance(made, nn.Module) and not _complete(made) else getattr(made, "net", None)

@@ -113,7 +113,8 @@ def _zip(file: Path, size: int) -> Kind:
     if "constants.pkl" in ends or any("/code/" in n for n in names):
         raise refused(
             file,
-            "TorchScript, a program and not only weights. If you trust its maker, save the weights alone: "
+            "TorchScript, a program and not only weights. If you trust its maker, load it by itself, as "
+            "torchscript:FILE, or save the weights alone: "
             "`torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')`",
         )
     if any("/data/weights/" in n or n.endswith("archive_format") for n in names) and "data.pkl" not in ends:
@@ -132,6 +133,8 @@ def _other(head: bytes, size: int) -> str:
         return "a web page: the download went wrong; fetch the file itself"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "a plain Python pickle, which can run anything when loaded; refused. Save the weights as safetensors"
+    if head[:1] == b"\x08" and head[2:3] == b"\x12":  # a version of the format, then who made it
+        return "an ONNX graph and not only weights: load it by itself, as onnx:FILE"
     if head[257:262] == b"ustar":
         return "a tar archive: unpack it first, or save the weights again with today's PyTorch"
     if not any(head):

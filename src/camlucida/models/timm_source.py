@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -47,6 +47,11 @@ vit_base_patch16_224.augreg_in21k; hub addresses, folders and paths are not take
         net, notes = _pretrained(timm, name)
     labels, guess = _labels(timm, net, guessed=held is not None)
     return Model(net, _preprocess(timm, net), name=f"timm/{name}", labels=labels, notes=(*notes, *guess))
+
+
+def names() -> Iterable[str]:
+    """The names of timm's registry. Raises: ModelError where it cannot be imported."""
+    return [str(name) for name in _timm().list_models()]
 
 
 def _timm() -> ModuleType:
