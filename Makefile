@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SHIM ?= $(wildcard ../shared/reference/torchvision_shim.py)
 
-.PHONY: help demo test check unit test-heavy docs clean
+.PHONY: help demo test check unit test-heavy docs zoo clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test-heavy: $(VENV)/test  ## the sweeps that take minutes
 
 docs: $(VENV)/test  ## the pages that are made from the registry
 	$(BIN)/python scripts/make_methods_page.py
+
+zoo: $(VENV)/test  ## the automatic choice over whole zoos; goes on where it was stopped (ZOO=--all for every net)
+	CAMLUCIDA_TORCHVISION_SHIM="$(abspath $(SHIM))" PYTHONPATH=src $(BIN)/python benchmarks/zoo.py $(ZOO)
 
 clean:
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache

@@ -2,10 +2,15 @@
 
     PYTHONPATH=src python benchmarks/methods.py --out benchmarks/results/methods.md
     PYTHONPATH=src python benchmarks/methods.py --models resnet18 --seconds 2     # a look
+    PYTHONPATH=src python benchmarks/methods.py --out … --models vit_b_16 --minutes 5   # a piece; again for the next
 
 Needs the environment of versus.py. Batch of 1, class 7, the layer named to all. A method's round is: forward, ours,
 forward, peer, forward, …; its unit is the median forward of that round. Slow methods run with fewer samples, steps,
 windows or channels, as the table says; ``at default`` is what that comes to with as many as there are by default.
+
+With ``--out`` every row is written as soon as it is there, and what is there is not measured again: the work can be
+done in pieces of ``--minutes`` for each model, and goes on after an end of any kind. ``--fresh`` begins anew. On a
+machine that others use, ``--processor`` counts the processor's time on one thread, which waiting does not lengthen.
 
 Memory is read in processes of one thread, forked after the net is made: peak resident size over what was resident
 before. After ``LIMIT`` seconds a method is in its loop, and what it has reached is taken.
@@ -20,8 +25,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import quiet, resident, resident_at_most
+from common import CLOCK, quiet, resident, resident_at_most
 from versus import LAYERS, arm, build, facts, grid
 
 import camlucida as cl
@@ -202,9 +207,10 @@ def captum(net: nn.Module, x: Tensor, name: str, kind: str, at_layer: bool) -> R
 
 
 def timed(run: Run) -> float:
-    start = time.perf_counter()
+    timer = CLOCK["timer"]
+    start = timer()
     run()
-    return time.perf_counter() - start
+    return timer() - start
 
 
 def cost(row: Row, forward: Run, budget: float) -> dict[str, tuple[float, float, int]]:
@@ -243,8 +249,8 @@ def forward_of(net: nn.Module, x: Tensor) -> Run:
 # ------------------------------------------------------------------------------------------------------------ memory
 
 
-def memory(name: str) -> dict[str, float]:
-    """MiB over the model, by row and who, each in a fork of its own."""
+def memory(name: str, known: set[str]) -> Iterator[tuple[str, float]]:
+    """MiB over the model, by row and who, each in a fork of its own; those that are not known yet."""
     torch.set_num_threads(1)  # without a pool of threads a process can be forked and go on
     with quiet():
         for library in ("captum.attr", "pytorch_grad_cam", "sklearn.decomposition", "torchcam.methods"):
@@ -252,11 +258,9 @@ def memory(name: str) -> dict[str, float]:
     net, x = build(name), torch.randn(1, 3, 224, 224)
     forward = forward_of(net, x)
     forward()  # its code is loaded before the count begins
-    found = {"forward": reached(forward)}
-    for row in rows(name, net, x):
-        for who, run in row.runs.items():
-            found[f"{row.key} {who}"] = reached(run)
-    return found
+    runs = {"forward": forward}
+    runs |= {f"{row.key} {who}": run for row in rows(name, net, x) for who, run in row.runs.items()}
+    yield from ((key, reached(run)) for key, run in runs.items() if key not in known)
 
 
 def reached(run: Run) -> float:
@@ -281,43 +285,94 @@ def reached(run: Run) -> float:
     return (int(most) - before) / MIB if most else float("nan")
 
 
-def measured(name: str) -> dict[str, float]:
+def measured(name: str, known: set[str], until: float) -> Iterator[tuple[str, float]]:
     """`memory` in a process that gives freed memory back at once, so that none is hidden in what it kept."""
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "OMP_NUM_THREADS": "1"}
-    call = [sys.executable, __file__, "--memory", name]
-    done = subprocess.run(call, capture_output=True, text=True, check=True, env=env)
-    return json.loads(done.stdout.splitlines()[-1])
+    call, pipe = [sys.executable, __file__, "--memory", name], subprocess.PIPE
+    with subprocess.Popen(call, stdin=pipe, stdout=pipe, text=True, env=env) as child:
+        assert child.stdin is not None and child.stdout is not None
+        json.dump(sorted(known), child.stdin)
+        child.stdin.close()
+        for words in child.stdout:
+            yield tuple(json.loads(words))
+            if time.monotonic() > until:
+                child.kill()
+                return
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
-def model(name: str, budget: float, mib: dict[str, float], slow: bool) -> list[dict[str, Any]]:
-    """All that is known of one net, a record for each row and who."""
+@dataclass
+class Known:
+    """What is measured already, and where it is written down."""
+
+    out: Path | None
+    sweep: float | None = None
+    mib: dict[str, dict[str, float]] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def read(out: Path | None, fresh: bool) -> "Known":
+        """What an earlier call has left."""
+        told = out.with_suffix(".json") if out else None
+        if told is None or fresh or not told.exists():
+            return Known(out)
+        return Known(out, **json.loads(told.read_text(encoding="utf-8")))
+
+    def has(self, name: str, row: Row) -> bool:
+        own = {r["who"] for r in self.rows if (r["model"], r["method"], r["note"]) == (name, row.method, row.note)}
+        return own >= row.runs.keys()
+
+    def write(self) -> None:
+        if self.out is None:
+            return
+        held = {"sweep": self.sweep, "mib": self.mib, "rows": self.rows, "notes": self.notes}
+        texts = {self.out.with_suffix(".json"): json.dumps(held, indent=1) + "\n", self.out: page(self)}
+        for path, text in texts.items():
+            part = path.with_name(path.name + ".part")
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)  # whole or not there, whenever it ends
+
+
+def model(name: str, asked: argparse.Namespace, known: Known) -> bool:
+    """Measure what is not known of one net, a record for each row and who; whether all of it is."""
+    until = time.monotonic() + 60 * asked.minutes
     net, x = build(name), torch.randn(1, 3, 224, 224)
     forward = forward_of(net, x)
     for _ in range(3):
         forward()
-    made = []
-    for row in rows(name, net, x, slow):
+    for row in [r for r in rows(name, net, x, asked.slow) if not known.has(name, r)]:
+        if time.monotonic() > until:
+            return False
         try:
-            costs = cost(row, forward, budget)
+            costs = cost(row, forward, asked.seconds)
         except cl.CamlucidaError as problem:  # such as a net that Captum does not bear
             print(f"left out: {name} {row.method}: {problem}", file=sys.stderr)
             continue
+        known.rows = [r for r in known.rows if (r["model"], r["method"], r["note"]) != (name, row.method, row.note)]
         for who, (forwards, seconds, rounds) in costs.items():
             record = {"model": name, "method": row.method, "note": row.note, "who": who, "forwards": forwards}
-            record |= {"default": 1 + (forwards - 1) * row.times, "ms": seconds * 1000, "rounds": rounds}
-            made.append(record | {"mib": mib.get(f"{row.key} {who}", float("nan"))})
-            print(line(made[-1]), flush=True)
-    return made
+            default = forwards if row.times == 1 else 1 + (forwards - 1) * row.times
+            record |= {"default": default, "ms": seconds * 1000, "rounds": rounds}
+            known.rows.append(record)
+            print(line(record, known.mib.get(name, {})), flush=True)
+        known.write()
+    if not asked.time_only:
+        mib = known.mib.setdefault(name, {})
+        for key, most in measured(name, set(mib), until):
+            mib[key] = most
+            known.write()
+    return asked.time_only or time.monotonic() <= until
 
 
-def line(r: dict[str, Any]) -> str:
+def line(r: dict[str, Any], mib: dict[str, float]) -> str:
     told = f"{r['forwards']:.2f}" if r["forwards"] < 20 else f"{r['forwards']:.0f}"
     whole = "" if r["default"] == r["forwards"] else f"{r['default']:.0f}"
-    mib = "" if r["mib"] != r["mib"] else f"{max(r['mib'], 0):.0f}"
-    cells = (r["model"], f"`{r['method']}`", r["note"], r["who"], told, whole, f"{r['ms']:.0f}", r["rounds"], mib)
+    most = mib.get(f"{r['method']} {r['note']} {r['who']}", float("nan"))
+    least = "" if most != most else f"{max(most, 0):.0f}"
+    cells = (r["model"], f"`{r['method']}`", r["note"], r["who"], told, whole, f"{r['ms']:.0f}", r["rounds"], least)
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -334,28 +389,38 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("--models", nargs="*", default=list(PLACES))
     ask.add_argument("--seconds", type=float, default=4.0, help="time for all rounds of one method")
+    ask.add_argument(
+        "--minutes", type=float, default=float("inf"), help="for one model: then it ends, to be gone on with"
+    )
     ask.add_argument("--slow", action="store_true", help="the peers' Score-CAM and Ablation-CAM, too: minutes each")
-    ask.add_argument("--mib", type=Path, help="memory that was measured before, as JSON; measured now without")
+    ask.add_argument("--time-only", action="store_true", help="without memory")
+    ask.add_argument("--processor", action="store_true", help="the processor's time, one thread: on a busy machine")
+    ask.add_argument("--fresh", action="store_true", help="begin anew")
     ask.add_argument("--out", type=Path)
     ask.add_argument("--memory", help=argparse.SUPPRESS)
     asked = ask.parse_args()
     arm()
     if asked.memory:
-        print(json.dumps(memory(asked.memory)))
+        for pair in memory(asked.memory, set(json.load(sys.stdin))):
+            print(json.dumps(pair), flush=True)
         return
-    known = json.loads(asked.mib.read_text()) if asked.mib else {name: measured(name) for name in asked.models}
-    sweep, found = swept(asked.seconds), []
-    print(f"sweep: {sweep:.2f}", flush=True)
-    for name in asked.models:
-        found += model(name, asked.seconds, known.get(name, {}), asked.slow)
-        if asked.out:
-            asked.out.with_suffix(".json").write_text(
-                json.dumps({"sweep": sweep, "mib": known, "rows": found}, indent=1)
-            )
-            asked.out.write_text(page(found, known, sweep), encoding="utf-8")
+    known = Known.read(asked.out, asked.fresh)
+    if asked.processor:
+        torch.set_num_threads(1)
+        CLOCK["timer"] = time.process_time
+        known.notes = [PROCESSOR]
+    if known.sweep is None:
+        known.sweep = swept(asked.seconds)
+        known.write()
+    print(f"sweep: {known.sweep:.2f}", flush=True)
+    left = [name for name in asked.models if not model(name, asked, known)]
+    print(f"to be gone on with: {', '.join(left)}" if left else "all of it is measured", flush=True)
 
 
-def promises(found: list[dict[str, Any]], sweep: float) -> list[str]:
+PROCESSOR = "Times are the processor's, on one thread, for the machine was busy: ratios hold, waiting is left out."
+
+
+def promises(found: list[dict[str, Any]], sweep: float | None) -> list[str]:
     """What was to be reached, and what is."""
     asked = [
         ("ablationcam", "", 1.1, "closed form"),
@@ -369,25 +434,32 @@ def promises(found: list[dict[str, Any]], sweep: float) -> list[str]:
         gap = ("resnet18", "resnet50") if method == "ablationcam" else tuple(PLACES)
         said = ", ".join(f"{name} {ours[name]:.2f}" for name in gap if name in ours)
         lines.append(f"- {get(method).title}{', ' if told else ''}{told}: at most {most:g}; here {said}.")
-    return [*lines, f"- All gradient methods, ten classes, one `sweep` on ResNet-50: at most 1.5; here {sweep:.2f}."]
+    told = "not measured" if sweep is None else f"{sweep:.2f}"
+    return [*lines, f"- All gradient methods, ten classes, one `sweep` on ResNet-50: at most 1.5; here {told}."]
 
 
-def page(found: list[dict[str, Any]], mib: dict[str, dict[str, float]], sweep: float) -> str:
-    plain = ", ".join(f"{name} {max(m['forward'], 0):.0f}" for name, m in mib.items()) or "not measured"
+def page(known: Known) -> str:
+    plain = ", ".join(f"{name} {max(m['forward'], 0):.0f}" for name, m in known.mib.items() if "forward" in m)
     head = [
-        "# What every method costs", "", facts()[0],
+        "# What every method costs",
+        "",
+        facts()[0],
         "of the same round; batch of 1, 224 px, random weights, the layer named: "
-        + ", ".join(f"{name} `{place}`" for name, place in PLACES.items()) + ".",
-        f"Memory: MiB of one call over the model, one thread; a plain forward pass: {plain}. `at default`: what a run",
-        "with fewer samples, steps, windows or channels comes to with as many as there are by default.", "",
+        + ", ".join(f"{name} `{place}`" for name, place in PLACES.items())
+        + ".",
+        f"Memory: MiB of one call over the model, one thread; a plain forward pass: {plain or 'not measured'}.",
+        "`at default`: what a run with fewer samples, steps, windows or channels comes to with as many as there are by",
+        "default.",
+        "",
+        *(line for note in known.notes for line in (note, "")),
         "Forwards promised:",
         "",
-        *promises(found, sweep),
+        *promises(known.rows, known.sweep),
         "",
         "| model | method | with | who | forwards | at default | ms | rounds | MiB |",
         "|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    return "\n".join([*head, *map(line, found)]) + "\n"
+    ]
+    return "\n".join([*head, *(line(r, known.mib.get(r["model"], {})) for r in known.rows)]) + "\n"
 
 
 if __name__ == "__main__":

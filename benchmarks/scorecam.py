@@ -6,6 +6,10 @@ Needs the environment of versus.py. ResNet-18, random weights, 224 px: the time 
 that Score-CAM sends through the net, over the plain forward pass of one picture, medians of interleaved rounds. Two
 ideas skip work (a channel that is constant over the places has no mask), which needs trained weights to be counted on:
 FOLDER holds ``weights/models.py``, its weights, and ``pictures/*.jpg``.
+
+``--whole`` adds Score-CAM itself, all 512 channels at ``layer4``: ours, ours without the faster body of the model, and
+the peers, in turn; some minutes. ``--processor`` counts the processor's time on one thread, for a machine that others
+use.
 """
 
 import argparse
@@ -13,6 +17,7 @@ import copy
 import json
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -20,9 +25,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
+import common
 from common import Run, interleaved
 from versus import arm, build, facts
 
+from camlucida.core import scorer
 from camlucida.maps import resize
 from camlucida.methods import _masks as masks
 
@@ -84,6 +91,40 @@ def off(net: nn.Module, batch: int) -> dict[str, float]:
     return {name: float((y - truth).abs().max() / truth.abs().max()) for name, y in found.items()}
 
 
+def whole(net: nn.Module) -> dict[str, float]:
+    """Forwards of Score-CAM itself: ours as it is, ours by the plain model, the peers'."""
+    from methods import forward_of, grad_cam, ours, torchcam
+
+    x = torch.randn(1, 3, 224, 224)
+    mine, forward = ours(net, x, "resnet18", "scorecam"), forward_of(net, x)
+
+    def plain() -> object:
+        was, scorer.WORTH = scorer.WORTH, 10**9
+        try:
+            return mine()
+        finally:
+            scorer.WORTH = was
+
+    runs = {
+        "camlucida": mine,
+        "grad-cam": grad_cam(net, x, "resnet18", "ScoreCAM"),
+        "torchcam": torchcam(net, x, "resnet18", "ScoreCAM"),
+        "camlucida by the plain model": plain,
+    }
+    found = {}
+    for who, run in runs.items():
+        units = [timed(forward) for _ in range(5)]
+        took = timed(run)
+        found[who] = took / statistics.median([*units, *(timed(forward) for _ in range(5))])
+    return found
+
+
+def timed(run: Run) -> float:
+    start = common.CLOCK["timer"]()
+    run()
+    return common.CLOCK["timer"]() - start
+
+
 def flat_channels(folder: Path) -> list[str]:
     """How many channels of the last features are constant over the places, by net: mean over the pictures."""
     sys.path.insert(0, str(folder / "weights"))
@@ -112,9 +153,14 @@ def main() -> None:
     ask.add_argument("--rounds", type=int, default=9)
     ask.add_argument("--batch", type=int, default=6)
     ask.add_argument("--material", type=Path)
+    ask.add_argument("--whole", action="store_true", help="Score-CAM itself, and the peers'")
+    ask.add_argument("--processor", action="store_true", help="the processor's time, one thread: on a busy machine")
     ask.add_argument("--out", type=Path)
     asked = ask.parse_args()
     arm()
+    if asked.processor:
+        torch.set_num_threads(1)
+        common.CLOCK["timer"] = time.process_time
     net = build("resnet18")
     runs, count = ideas(net, asked.batch)
     took = interleaved(runs, asked.rounds, warm=1)
@@ -122,9 +168,21 @@ def main() -> None:
     for name, times in took.items():
         ratios = [t / count[name] / one for t, one in zip(times, took["forward of one picture"], strict=True)]
         table[name] = statistics.median(ratios)
-    lines = ["# What can be taken off Score-CAM?", "", facts()[0], "", "| one masked picture | forwards |", "|---|---|"]
+    told = ["Times are the processor's, on one thread.", ""] if asked.processor else []
+    lines = [
+        "# What can be taken off Score-CAM?",
+        "",
+        facts()[0],
+        "",
+        *told,
+        "| one masked picture | forwards |",
+        "|---|---|",
+    ]
     lines += [f"| {name} | {value:.3f} |" for name, value in table.items()]
     lines += ["", *(f"Scores with {name}: {value:.0e} off." for name, value in off(net, asked.batch).items())]
+    if asked.whole:
+        lines += ["", "| Score-CAM, 512 channels | forwards |", "|---|---|"]
+        lines += [f"| {who} | {value:.0f} |" for who, value in whole(net).items()]
     if asked.material:
         lines += ["", "| trained net | channels | pictures | constant over the places |", "|---|---|---|---|"]
         lines += flat_channels(asked.material)

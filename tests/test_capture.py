@@ -411,7 +411,9 @@ def test_hooks_of_the_users_own_are_called_once_a_forward() -> None:
     net.conv2.register_forward_pre_hook(lambda *_: None)
     with untouched(net):
         gradcam(net)
-    assert seen == [1]
+        assert seen == [1, 1], "once for the map, and once to see where the cells of its grid look"
+        gradcam(net)
+    assert seen == [1, 1, 1], "which is remembered"
     handle.remove()
 
 
@@ -460,11 +462,11 @@ def test_a_layer_that_cannot_serve_is_refused_and_the_right_one_named(net: nn.Mo
 
 
 def test_a_model_that_hides_its_layers_is_refused() -> None:
-    from camlucida.errors import ModelError
+    from camlucida.errors import MethodError
 
     with pytest.warns(DeprecationWarning):
         script = torch.jit.script(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten()))
-    with pytest.raises(ModelError, match="TorchScript hides its layers"):
+    with pytest.raises(MethodError, match="TorchScript hides its layers"):
         cl.explain(script, X)
 
 

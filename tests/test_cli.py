@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,9 +16,10 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import camlucida as cl
+from camlucida import models
 from camlucida.cli import run, screen, write
 from camlucida.cli.app import app
-from camlucida.errors import LayerError, OutputError
+from camlucida.errors import LayerError, ModelError, OutputError
 from camlucida.models import builtin_source
 from camlucida.registry import list_methods
 
@@ -38,6 +40,15 @@ def unnamed():
     made = net()
     made.labels = []
     return made
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.preprocess = net(), net().preprocess
+
+    def forward(self, x):
+        y = self.inner(x)
+        return {"aux": y.flip(1), "main": y[:, :4]}
 
 def grey():
     made = net()
@@ -88,6 +99,21 @@ def test_one_picture_gets_a_table_a_line_and_a_file() -> None:
     with Image.open("out/one.png") as sheet:
         assert sheet.format == "PNG" and np.array_equal(np.asarray(sheet), np.asarray(best.panel()))
     assert [p.name for p in Path("out").iterdir()] == ["one.png"]
+
+
+@pytest.mark.parametrize(("word", "part"), [("main", "main"), ("1", "main"), ("0", "aux")])
+def test_the_part_of_the_answer_that_is_meant_is_named_by_key_or_place(word: str, part: str) -> None:
+    picture("one.png")
+    result = explain("one.png", "-o", "out", "--output", word, "--target", "2", model="nets.py:Two")
+    meant = cl.explain(cl.load("nets.py:Two"), "one.png", target=2, output=part)
+    assert result.exit_code == 0 and f"class 2 {meant.probability():.0%} · Grad-CAM · inner.3" in result.stdout
+
+
+def test_an_answer_of_several_parts_is_told_with_its_parts() -> None:
+    picture("one.png")
+    for words in ([], ["--output", "mian"]):
+        result = explain("one.png", "-o", "out", *words, model="nets.py:Two")
+        assert result.exit_code == 2 and "aux (1, 6), main (1, 4)" in " ".join(result.stderr.split())
 
 
 def test_several_targets_and_methods_share_a_sheet_and_are_asked_for_in_one_sweep(
@@ -434,6 +460,60 @@ def test_methods_tells_all_of_those_named() -> None:
     assert row["insensitive"].startswith("the class") and row["options"] == {}
     wrong = call("methods", "ryse", model="")
     assert wrong.exit_code == 2 and "Did you mean 'rise'" in wrong.stderr
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sources that list without their libraries, and one that cannot."""
+
+    def broken() -> list[str]:
+        raise ModelError("hf/… needs transformers: pip install camlucida[hf]")
+
+    for source in models._names():
+        monkeypatch.delattr(models._room(source), "names", raising=False)
+    monkeypatch.setattr(models._room("timm"), "names", lambda: [f"net_{i}" for i in range(900)], raising=False)
+    monkeypatch.setattr(models._room("torchvision"), "names", lambda: ["net_7", "esc\x1b[31m"], raising=False)
+    monkeypatch.setattr(models._room("hf"), "names", broken, raising=False)
+
+
+def test_models_are_listed_one_a_line_and_troubles_told_beside(registries: None) -> None:
+    shown = call("models", "net_7", model="")
+    assert shown.exit_code == 0
+    assert shown.stdout.splitlines() == [
+        "timm/net_7",
+        *(f"timm/net_7{i}" for i in range(10)),
+        *(f"timm/net_7{i:02}" for i in range(100)),
+        "torchvision/net_7",
+    ]
+    assert shown.stderr == "hf/NAME: hf/… needs transformers: pip install camlucida[hf]\n"
+    assert len(call("models", model="").stdout.splitlines()) == 902
+    assert "torchvision/esc\\x1b[31m\n" in call("models", "esc", model="").stdout
+
+
+def test_models_as_json_say_their_source_and_their_trouble(registries: None) -> None:
+    rows = lines(call("models", "*net_7", "--json", model=""))
+    assert rows == [
+        {"source": "hf", "error": "hf/… needs transformers: pip install camlucida[hf]"},
+        {"source": "timm", "name": "timm/net_7"},
+        {"source": "torchvision", "name": "torchvision/net_7"},
+    ]
+
+
+def test_a_pattern_that_nothing_fits_is_an_error(registries: None) -> None:
+    shown = call("models", "nothing", model="")
+    assert shown.exit_code == 2 and "error: no model fits 'nothing'" in shown.stderr
+    shown = call("models", "hf/*", model="")
+    assert shown.exit_code == 2 and shown.stderr == "error: hf/… needs transformers: pip install camlucida[hf]\n"
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_on_a_terminal_each_source_says_how_many_it_has(
+    width: int, registries: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", str(width))):
+        monkeypatch.setenv(name, value)
+    rows = [re.sub(r"\x1b\[[\d;]*m", "", row) for row in call("models", model="").stdout.splitlines()]
+    assert max(map(len, rows)) <= width and [r.split()[1] for r in rows if r.startswith("timm/")] == ["900"]
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

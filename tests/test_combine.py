@@ -1,6 +1,7 @@
 """Maps over layers, noise, flips and sizes: against loops by hand, and the faults of those who re-pick the class."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,27 @@ def test_fusion_over_layers_is_its_formula(how: str) -> None:
     e = over_layers(net, x, layers=LAYERS, how=how, target=1, method="gradcampp")
     alone = [cl.explain(net, x, target=1, method="gradcampp", layer=n) for n in LAYERS]
     assert e.map.shape == (2, 16, 20) and e.statuses == ("ok", "ok")
+    assert apart(e.map, fuse(alone, how).map) < 1e-10 and e.centres == fuse(alone, how).centres
+    even = fuse([replace(one, centres=None) for one in alone], how)
     for i in range(2):
-        assert apart(e.map[i], by_hand([one.map[i] for one in alone], how)) < 1e-10
+        assert apart(even.map[i], by_hand([one.map[i] for one in alone], how)) < 1e-10
     assert torch.equal(e.scores, alone[0].scores) and torch.equal(e.classes, alone[0].classes)
+
+
+def test_maps_are_fused_where_their_cells_lie() -> None:
+    """A bright dot stays where it is, though the two grids lie differently in the picture."""
+    fine = cl.explain(stages(), stages().x(1), target=1, layer=LAYERS[0])
+    heat = torch.zeros(1, 8, 10, dtype=torch.float64)
+    heat[0, 3, 4] = 1.0
+    fine = replace(fine, map=heat, statuses=("ok",), centres=maps.Centres((3.0, 3.0), (1.0, 1.0)))
+    coarse = torch.zeros(1, 4, 5, dtype=torch.float64)
+    coarse[0, 2, 3] = 1.0  # at 0.5 + 2·2.75 = 6 and −1.25 + 3·2.75 = 7: the place of the fine one's dot
+    coarse = replace(fine, map=coarse, centres=maps.Centres((0.5, -1.25), (2.75, 2.75)))
+    found = fuse([coarse, fine])
+    assert found.centres == fine.centres and found.map.shape == (1, 8, 10)
+    assert found.map[0].argmax() == 34 and float(found.map.max()) == pytest.approx(1.0)
+    even = fuse([replace(coarse, centres=None), replace(fine, centres=None)])
+    assert even.centres is None and float(even.map.max()) < 0.99
 
 
 def test_layers_are_read_in_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +156,12 @@ def test_only_maps_of_one_question_are_fused() -> None:
         fuse([one, two])
     with pytest.raises(InputError, match="different pictures"):
         fuse([one, one[0]])
+    with pytest.raises(InputError, match="different pictures"):
+        fuse([one, cl.explain(net, x + 1, target=1, layer=LAYERS[2])])
+    own = cl.sweep(net, x, targets=[lambda y: y[:, 0], lambda y: y[:, 1]], layers=[LAYERS[2]])
+    with pytest.raises(InputError, match="two answers"):
+        fuse(own)
+    fuse([own[0], cl.explain(net, x, target=lambda y: y[:, 0], layer=LAYERS[1])])
     with pytest.raises(InputError, match="empty"):
         fuse([])
     with pytest.raises(MethodError, match=r"'meen'.*'mean'"):
@@ -264,6 +289,17 @@ def test_mirrored_net_has_the_same_map_augmented_or_not() -> None:
         apart(augmented(net, x, target=1, layer=net.layer).map, cl.explain(net, x, target=1, layer=net.layer).map)
         < 1e-12
     )
+
+
+def test_a_picture_and_its_mirror_image_have_cells_between_both() -> None:
+    """Seven cells, 2 pixels apart: those of both together lie in the middle of 16 pixels; up and down as they were."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    x = torch.rand(1, 3, 16, 16)
+    plain, e = cl.explain(net, x, target=1, layer="1"), augmented(net, x, target=1, layer="1")
+    assert plain.centres is not None and abs(plain.centres.start[1] - 2) > 0.1
+    assert e.centres is not None and e.centres.stride == (2.0, 2.0)
+    assert e.centres.start == pytest.approx((plain.centres.start[0], 2.0))
 
 
 def test_other_sizes_come_back_to_the_pictures_own_grid_and_size() -> None:

@@ -52,6 +52,26 @@ def test_concepts_tells_what_each_speaks_for_and_draws_them(tmp_path: Path, caps
         assert page.width > 3 * 250
 
 
+def test_prompts_lights_up_what_each_text_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = runpy.run_path(str(EXAMPLES / "prompts.py"))["main"](str(tmp_path / "a" / "prompts.png"), steps=60)
+    assert found["evidence at what is named"] > 2 * found["its area"]
+    assert f"the picture: {tmp_path / 'a' / 'prompts.png'}" in capsys.readouterr().out
+    with Image.open(tmp_path / "a" / "prompts.png") as picture:
+        assert picture.width > 4 * 160 and picture.height > 4 * 160
+
+
+def test_similarity_shows_what_two_pictures_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = runpy.run_path(str(EXAMPLES / "similarity.py"))["main"](str(tmp_path / "similarity.png"), steps=60)
+    assert len(found) == 2 and all(0.15 < share <= 1 for share in found.values())
+    assert capsys.readouterr().out.count("evidence at the") == 2 and (tmp_path / "similarity.png").is_file()
+
+
+def test_caption_asks_for_single_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = runpy.run_path(str(EXAMPLES / "caption.py"))["main"](str(tmp_path / "caption.png"), steps=25)
+    assert len(found) == 5 and all(0 <= share <= 1 for share in found.values()) and found["words right"] > 0.3
+    assert capsys.readouterr().out.count("on its side") == 4 and (tmp_path / "caption.png").is_file()
+
+
 # --- examples/builtin.py
 
 

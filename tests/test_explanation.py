@@ -1,6 +1,7 @@
 """Explanation: it says what it is, lies on the picture's own pixels, and survives the disk."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import camlucida as cl
 from camlucida.errors import InputError, OutputError
 from camlucida.frame import Preprocess
+from camlucida.maps import Centres
 
 
 class Spot(nn.Module):
@@ -92,6 +94,82 @@ def test_exif_orientation_is_undone(net: Spot, tmp_path: Path, turn: int) -> Non
     assert abs(x - 29.5) < 3 and abs(y - 39.5) < 3
 
 
+class Leaning(nn.Module):
+    """Three strided means of green, padded at the ends only, as TensorFlow does: cells lie at 7.5, 15.5, … of 64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 1, 3, 2, bias=False), *(nn.Conv2d(1, 1, 3, 2, bias=False),) * 2])
+        self.relu, self.fc = nn.ReLU(), nn.Linear(1, 2)
+        with torch.no_grad():
+            self.convs[0].weight.zero_()[:, 1] = 1 / 9
+            self.convs[1].weight.fill_(1 / 9)
+            self.fc.weight.copy_(torch.tensor([[4.0], [-4.0]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = conv(nn.functional.pad(x, (0, 1, 0, 1)))
+        return self.fc(self.relu(x).mean((2, 3)))
+
+
+def dot(width: int, height: int, x: int, y: int) -> Image.Image:
+    """Eight green pixels a side about a point."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[y - 4 : y + 4, x - 4 : x + 4, 1] = 255
+    return Image.fromarray(pixels)
+
+
+def apart(heat: Tensor, x: float, y: float) -> float:
+    """How far the middle of the heat is from a point between pixels."""
+    found = centre(heat)
+    return max(abs(found[0] + 0.5 - x), abs(found[1] + 0.5 - y))
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "letterbox"])
+def test_the_map_lies_at_the_true_centres_of_its_cells(fit: Any) -> None:
+    look = Preprocess((64, 64), mean=(0.0,) * 3, std=(1.0,) * 3, crop=1.0, fit=fit)
+    e = cl.explain(Leaning(), dot(160, 96, 74, 46), target=0, preprocess=look)
+    assert e.layer == "relu" and e.centres == Centres((7.5, 7.5), (8.0, 8.0))
+    assert apart(e.heatmap(), 74, 46) < 2 < 4 < apart(replace(e, centres=None).heatmap(), 74, 46)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_true_centres_and_orientation(tmp_path: Path, turn: int) -> None:
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    upright = dot(120, 96, 64, 42)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    stored = upright.transpose(Image.Transpose(undo[turn])) if turn > 1 else upright
+    stored.save(tmp_path / "turned.png", exif=exif)
+    e = cl.explain(Leaning(), tmp_path / "turned.png", target=0, preprocess=LOOK)
+    assert apart(e.heatmap(), 64, 42) < 0.7 < 4 < apart(replace(e, centres=None).heatmap(), 64, 42)
+
+
+def test_true_centres_are_told_kept_and_the_same_in_a_batch(tmp_path: Path) -> None:
+    pair = cl.explain(Leaning(), [dot(160, 96, 74, 46), dot(90, 96, 40, 60)], target=0, preprocess=LOOK)
+    assert pair.steps[-1] == "linear interpolation to the picture, laid at stride 8, first centre 7.5"
+    assert pair.summary()["layer"] == "relu, channels first, 8×8 at stride 8, first centre 7.5"
+    for suffix in ("npz", "safetensors"):
+        pair.save(tmp_path / f"e.{suffix}")
+        again = cl.load_explanation(tmp_path / f"e.{suffix}")
+        assert again.centres == pair.centres
+        for i, one in enumerate((dot(160, 96, 74, 46), dot(90, 96, 40, 60))):
+            alone = cl.explain(Leaning(), one, target=0, preprocess=LOOK)
+            assert torch.equal(again.heatmap(i), pair.heatmap(i)) and torch.equal(pair[i].heatmap(), pair.heatmap(i))
+            assert torch.allclose(alone.heatmap(), pair.heatmap(i), atol=1e-6)
+
+
+def test_an_explanation_saved_without_centres_is_spread_evenly(explained: cl.Explanation, tmp_path: Path) -> None:
+    assert explained.centres is None and explained.steps[-1].endswith("spread evenly")
+    explained.save(tmp_path / "e.npz")
+    with np.load(tmp_path / "e.npz") as held:
+        arrays = dict(held)
+    told = json.loads(bytes(arrays.pop("json")))
+    del told["centres"]  # as files were before
+    np.savez(tmp_path / "old.npz", json=np.frombuffer(json.dumps(told).encode(), np.uint8), **arrays)
+    assert torch.equal(cl.load_explanation(tmp_path / "old.npz").heatmap(), explained.heatmap())
+
+
 def test_what_the_model_never_saw_is_zero_and_marked(explained: cl.Explanation) -> None:
     seen = explained.seen()
     assert not seen[:, :31].any() and not seen[:, 129:].any() and seen[:, 33:127].all()
@@ -156,13 +234,13 @@ def test_a_batch_is_indexed_and_iterated(net: Spot) -> None:
     assert e.overlay(2).size == (64, 64)
 
 
-def test_a_signal_has_a_heat_map_but_no_picture() -> None:
+def test_a_signal_has_a_heat_map_and_a_strip_but_no_picture() -> None:
     net = nn.Sequential(nn.Conv1d(2, 4, 5), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3))
     e = cl.explain(net, torch.randn(2, 2, 40), target=1)
     assert e.map.shape == (2, 36) and e.heatmap().shape == (40,)
     with pytest.raises(InputError, match="no picture"):
-        e.overlay()
-    assert e._repr_png_() is None and e._repr_html_() is None
+        e.pictures.image(0)
+    assert e.overlay().width == 960 and e._repr_png_() is not None
 
 
 def test_it_shows_itself_in_a_notebook(explained: cl.Explanation) -> None:
@@ -180,6 +258,19 @@ def test_a_saved_explanation_loads_equal(explained: cl.Explanation, tmp_path: Pa
     assert again.facts == explained.facts and again.statuses == explained.statuses
     assert again.pictures.frames == explained.pictures.frames and again.caption() == explained.caption()
     assert np.array_equal(np.asarray(again.panel()), np.asarray(explained.panel()))
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_half_precision_is_kept_and_its_probabilities_known(
+    explained: cl.Explanation, tmp_path: Path, suffix: str
+) -> None:
+    """In bfloat16 these three add up to 1.002: probabilities all the same, and no logits."""
+    p = torch.tensor([[2 / 3, 1 / 6, 1 / 6]], dtype=torch.bfloat16)
+    e = replace(explained, logits=p, classes=torch.tensor([0]))
+    assert abs(float(p.float().sum()) - 1) > 1e-3 and e.probability() == float(p[0, 0])
+    e.save(tmp_path / f"e.{suffix}")
+    again = cl.load_explanation(tmp_path / f"e.{suffix}")
+    assert again.logits is not None and again.logits.dtype == torch.bfloat16 and again.probability() == e.probability()
 
 
 def test_a_saved_batch_of_tensors_loads_equal(net: Spot, tmp_path: Path) -> None:

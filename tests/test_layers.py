@@ -244,3 +244,10 @@ def test_a_model_without_space_is_refused_kindly() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
     with pytest.raises(LayerError, match="no layer of this model keeps both space and a gradient"):
         cl.explain(net, torch.randn(1, 3, 4, 4))
+
+
+def test_a_newly_built_net_whose_last_layer_is_zero_is_told_apart() -> None:
+    net = Residual().eval()
+    nn.init.zeros_(net.fc.weight)
+    with pytest.raises(LayerError, match=r"does not depend on the picture.*starts at zero"):
+        cl.explain(net, torch.randn(1, 3, 12, 12))

@@ -2,8 +2,11 @@
 
 import itertools
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import nets
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +18,7 @@ from torch.nn.functional import interpolate
 import camlucida as cl
 from camlucida import maps
 from camlucida.frame import Frame
+from camlucida.maps import Centres
 
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 SIZES = [
@@ -58,6 +62,50 @@ def test_resize_keeps_a_flat_map_flat_and_goes_beyond_no_extreme(dims: int) -> N
     map = drawn(1, *(3,) * dims)
     large = maps.resize(map, (7,) * dims)
     assert large.max() <= map.max() + 1e-12 and large.min() >= map.min() - 1e-12
+
+
+def slow_resize(map: Tensor, size: Sequence[int], centres: Centres) -> Tensor:
+    """One line at a time: NumPy's interpolation from the centres of cells to those of pixels."""
+    values = map.numpy()
+    for axis, (n, start, stride) in enumerate(zip(size, centres.start, centres.stride, strict=True)):
+        cells = start + stride * np.arange(values.shape[axis])
+        read = partial(np.interp, np.arange(n) + 0.5, cells)
+        values = np.apply_along_axis(read, axis, values)
+    return torch.from_numpy(values)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "start", "stride"),
+    [
+        ((7,), (224,), (31.5,), (32.0,)), ((7,), (224,), (0.5,), (32.0,)), ((5,), (9,), (-1.25,), (2.7,)),
+        ((1,), (4,), (2.0,), (4.0,)), ((4, 3), (16, 9), (3.5, 2.0), (4.0, 2.5)),
+        ((2, 3, 4), (5, 6, 7), (1.0, 2.0, 3.0), (2.0, 1.5, 1.0)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_resize_lays_cells_at_their_centres(
+    before: tuple[int, ...], after: tuple[int, ...], start: tuple[float, ...], stride: tuple[float, ...]
+) -> None:
+    map, centres = drawn(2, *before), Centres(start, stride)
+    for i in range(2):
+        assert apart(maps.resize(map, after, centres)[i], slow_resize(map[i], after, centres)) < 1e-12
+    assert apart(maps.resize(map.float(), after, centres), maps.resize(map, after, centres)) < 2e-5
+
+
+@pytest.mark.parametrize(("before", "after"), SIZES, ids=str)
+def test_even_centres_are_no_centres(before: tuple[int, ...], after: tuple[int, ...]) -> None:
+    map, even = drawn(2, *before), Centres.even(after, before)
+    assert apart(maps.resize(map, after, even), maps.resize(map, after)) < 1e-12
+
+
+def test_centres_on_another_grid_say_which_of_its_cells_they_are() -> None:
+    fine, coarse = Centres((1.5, 2.0), (2.0, 4.0)), Centres((7.5, 4.0), (8.0, 8.0))
+    map, size = drawn(1, 3, 4), (12, 8)
+    laid = maps.resize(map, size, coarse.on(fine))[0]
+    for i, j in itertools.product(range(12), range(8)):  # cell (i, j) of the fine grid lies at this pixel
+        at = [(1.5 + 2 * i - 7.5) / 8, (2 + 4 * j - 4) / 8]
+        near = [min(max(v, 0.0), n - 1.0) for v, n in zip(at, (3, 4), strict=True)]
+        assert abs(float(laid[i, j]) - read_at(map[0].tolist(), (near[1] + 0.5) / 4, (near[0] + 0.5) / 3)) < 1e-12
 
 
 def test_resize_turns_with_the_map() -> None:
@@ -269,7 +317,8 @@ def test_heatmap_is_the_rectified_map_over_its_maximum_on_the_inputs_own_places(
         peak = max(0.0, float(raw.max()))
         expected = raw.clamp(min=0) / peak if peak else torch.zeros_like(raw)
         size = x.shape[2:]
-        expected = interpolate(expected[None, None], size=size, mode=MODES[dims], align_corners=False)[0, 0]
+        assert e.centres is not None and e.centres.stride == (1.0,) * dims  # no padding: five places of seven
+        expected = slow_resize(expected, size, e.centres)
         assert apart(e.heatmap(i), expected) < 1e-12 and e.seen(i).all() and tuple(e.seen(i).shape) == tuple(size)
 
 

@@ -225,8 +225,8 @@ def test_only_what_follows_the_layer_is_run_again_and_dead_channels_are_not_aske
         net.features[0].register_forward_hook(lambda m, a, made: before.append(len(made))),
     ):
         assert apart(mapped(net, x, "ablationcam")[0], expected) < 1e-11
-    assert rows == [1, 3 + 2], "three live channels and the undisturbed activation at both ends"
-    assert before == [1, 1], "the picture enters once a chunk"
+    assert rows == [1, 3 + 2, 1], "three live channels, the undisturbed activation at both ends; and where cells look"
+    assert before == [1, 1, 1], "the picture enters once a chunk, and once to see where the cells look"
 
 
 @every_method

@@ -206,7 +206,7 @@ def test_masks_are_enlarged_first_and_normalised_after() -> None:
     x = net.x(1)
     with net.features[0].register_forward_pre_hook(lambda m, args: seen.append(args[0].detach().clone())):
         at(net, x, "scorecam")
-    shown = torch.cat(seen)[-6:]
+    shown = torch.cat(seen[:-1])[-6:]  # the last pass sees where the cells of the grid look
     for one in shown[:-1]:
         mask = (one / x[0]).mean(0)
         assert abs(float(mask.min())) < 1e-12 and abs(float(mask.max()) - 1) < 1e-12
@@ -438,7 +438,7 @@ def test_masks_are_made_a_chunk_at_a_time_however_many_channels_there_are(
     with rows_of(net.features[0]) as rows:
         assert apart(at(net, x, "scorecam"), expected[0]) < 1e-12
     assert max(rows) <= 6 and sum(rows) == 1 + channels + 1
-    assert max(made) <= 6 and sum(made) == channels
+    assert max(made) <= 6 and channels <= sum(made) <= channels + 1, "one more where a faster body is proved"
     made.clear()
     assert apart(at(net, x, "groupcam"), expected[1]) < 1e-11 and max(made) <= 6
 
@@ -479,7 +479,7 @@ def test_dead_channels_are_not_asked_for() -> None:
     assert live == 5
     with rows_of(net.features[0]) as rows:
         at(net, x, "scorecam")
-    assert sum(rows) == 1 + live + 1
+    assert sum(rows) == 1 + live + 1 + 1, "and one pass sees where the cells of the grid look"
     with rows_of(net.features[0]) as rows:
         at(net, x, "groupcam:groups=9")
     assert sum(rows) <= 1 + 1 + live + 1

@@ -33,6 +33,9 @@ BY_HAND = {
     "margin": lambda row, k: row[k] - max(v for j, v in enumerate(row) if j != k),
     "logit_minus_mean": lambda row, k: row[k] - sum(row) / len(row),
     "rest": lambda row, k: row[k] + math.log(softmax(row)[k]),
+    "sigmoid": lambda row, k: 1 / (1 + math.exp(-row[k])),
+    "minus": lambda row, k: -row[k],
+    "side": lambda row, k: abs(row[k]),
 }
 every_score = pytest.mark.parametrize("score", SCORES)
 
@@ -297,7 +300,7 @@ def test_output_with_none_or_several_candidates_is_an_error_that_shows_how_to_ch
 
 
 def test_output_that_is_ambiguous_is_told_by_the_names_it_holds() -> None:
-    with pytest.raises(TargetError, match=r"2 outputs .*first, second"):
+    with pytest.raises(TargetError, match=r"2 outputs .*first \(3, 4\), second \(3, 4\).*output="):
         logits({"first": Y, "second": Y})
 
 

@@ -15,16 +15,20 @@ from typing import TYPE_CHECKING
 from camlucida.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from camlucida.clips import open_video as open_video
     from camlucida.combine import augmented as augmented
     from camlucida.combine import fuse as fuse
     from camlucida.combine import over_layers as over_layers
+    from camlucida.combine import sess as sess
     from camlucida.combine import smooth as smooth
+    from camlucida.combine import tiled as tiled
     from camlucida.concepts import Concepts as Concepts
     from camlucida.concepts import factorise as factorise
     from camlucida.core.explain import explain as explain
     from camlucida.core.explain import sweep as sweep
     from camlucida.core.explanation import Explanation as Explanation
     from camlucida.core.explanation import shared_scale as shared_scale
+    from camlucida.core.inputs import Inputs as Inputs
     from camlucida.core.layouts import channels_first as channels_first
     from camlucida.core.layouts import channels_last as channels_last
     from camlucida.core.layouts import tokens as tokens
@@ -38,11 +42,35 @@ if TYPE_CHECKING:
     from camlucida.core.targets import top1 as top1
     from camlucida.errors import CamlucidaError as CamlucidaError
     from camlucida.frame import Preprocess as Preprocess
+    from camlucida.models import list_models as list_models
     from camlucida.models import load as load
+    from camlucida.models.zero_shot import zero_shot as zero_shot
     from camlucida.registry import list_methods as list_methods
+    from camlucida.tasks.detection import detection as detection
+    from camlucida.tasks.generation import answer as answer
+    from camlucida.tasks.generation import token_at as token_at
+    from camlucida.tasks.numbers import binary as binary
+    from camlucida.tasks.numbers import labels as labels
+    from camlucida.tasks.numbers import value as value
+    from camlucida.tasks.segmentation import region as region
+    from camlucida.tasks.similarity import concept as concept
+    from camlucida.tasks.similarity import embed as embed
+    from camlucida.tasks.similarity import similar as similar
     from camlucida.upsample import guided as guided
+    from camlucida.volumes import open_volume as open_volume
 
 _WHERE = {
+    "binary": "tasks.numbers",
+    "detection": "tasks.detection",
+    "labels": "tasks.numbers",
+    "region": "tasks.segmentation",
+    "value": "tasks.numbers",
+    "zero_shot": "models.zero_shot",
+    "similar": "tasks.similarity",
+    "embed": "tasks.similarity",
+    "concept": "tasks.similarity",
+    "token_at": "tasks.generation",
+    "answer": "tasks.generation",
     "Concepts": "concepts",
     "against": "core.targets",
     "augmented": "combine",
@@ -50,8 +78,13 @@ _WHERE = {
     "fuse": "combine",
     "guided": "upsample",
     "factorise": "concepts",
+    "open_video": "clips",
+    "open_volume": "volumes",
     "over_layers": "combine",
+    "sess": "combine",
     "smooth": "combine",
+    "tiled": "combine",
+    "Inputs": "core.inputs",
     "explain": "core.explain",
     "sweep": "core.explain",
     "Explanation": "core.explanation",
@@ -67,6 +100,7 @@ _WHERE = {
     "top1": "core.targets",
     "CamlucidaError": "errors",
     "Preprocess": "frame",
+    "list_models": "models",
     "load": "models",
     "list_methods": "registry",
 }

@@ -153,7 +153,8 @@ def _sync_folder(folder: Path) -> None:
 def _stem(source: str) -> str:
     """The readable part of a name, safe on any file system and as a word of a command line."""
     last = re.split(r"[/\\]", source.rstrip("/\\"))[-1]
-    stem = os.path.splitext(last)[0] if last.strip(".") else ""
+    whole = last[:-3] if last.lower().endswith(".nii.gz") else last
+    stem = os.path.splitext(whole)[0] if last.strip(".") else ""
     stem = unicodedata.normalize("NFC", "".join(map(_safe, stem)))
     stem = re.sub(r"^[-.]", "_", stem).rstrip(". ") or "picture"
     return f"_{stem}" if stem.split(".")[0].lower() in _RESERVED else stem

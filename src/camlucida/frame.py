@@ -1,16 +1,17 @@
 """How a picture becomes the model's tensor (`Preprocess`), and the rectangle that the tensor stands for (`Frame`)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from camlucida.errors import InputError
-from camlucida.pixels import to_rgb
+from camlucida.pixels import bands_of, to_rgb
 
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels of the upright picture."""
@@ -81,6 +82,8 @@ class _Plan:
 class Preprocess:
     """Picture → (x − mean) / std in ``size`` = (h, w), one greyscale channel or three, and the `Frame` it covers.
 
+    As many means and standard deviations as an array has bands make multispectral tensors of it (`bands`).
+
     ``fit="crop"``: resize so that ``size / crop`` is just covered, aspect kept, then cut ``size`` from the centre; for
     a square this is bit for bit torchvision's ``Resize(round(size / crop)), CenterCrop(size), ToTensor, Normalize``.
     ``"squash"``: resize to ``size / crop`` without keeping the aspect, then cut. ``"letterbox"``: the whole picture,
@@ -105,8 +108,10 @@ class Preprocess:
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
             raise InputError(f"size is (height, width), both at least 1; got {self.size}")
-        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or min(self.std) <= 0:
-            raise InputError(f"mean and std need 1 or 3 numbers each, std above 0; got {self.mean} and {self.std}")
+        if len(self.mean) != len(self.std) or not self.std or min(self.std) <= 0:
+            raise InputError(
+                f"mean and std need one number a channel each, std above 0; got {self.mean} and {self.std}"
+            )
         if not 0 < self.crop <= 1:
             raise InputError(f"crop is the share of a side that is kept, above 0 and at most 1; got {self.crop}")
         for value, known in ((self.fit, _FITS), (self.interpolation, _RESAMPLE)):
@@ -115,18 +120,54 @@ class Preprocess:
 
     @property
     def channels(self) -> int:
-        """Channels of the tensor: 1 (greyscale) or 3 (RGB)."""
+        """Channels of the tensor: 1 (greyscale), 3 (RGB), or as many as there are bands."""
         return len(self.mean)
 
     def __call__(self, picture: Image.Image) -> tuple[Float[Tensor, "c h w"], Frame]:
-        """The normalised tensor of an upright picture, and the rectangle of the picture that it covers."""
+        """The normalised tensor of an upright picture, and the rectangle of the picture that it covers.
+
+        Raises: InputError where there are statistics for other than 1 or 3 channels.
+        """
+        if self.channels not in (1, 3):
+            raise InputError(
+                f"a picture has 1 or 3 channels, and preprocessing has the mean and std of {self.channels}: hand over "
+                f"an array (height, width, {self.channels})."
+            )
         plan = _FITS[self.fit](self, *picture.size)
         rgb = picture if picture.mode in ("RGB", "L") else to_rgb(picture)[0]
         pixels = _resample(rgb.convert("L" if self.channels == 1 else "RGB"), plan, _RESAMPLE[self.interpolation])
         x = torch.from_numpy(np.array(pixels)).reshape(pixels.height, pixels.width, self.channels)
-        x = x.permute(2, 0, 1).contiguous().float().div_(255)
+        return self._normalised(x.permute(2, 0, 1).contiguous().float().div_(255), plan)
+
+    def bands(self, array: NDArray[Any]) -> tuple[Float[Tensor, "c h w"], Frame]:
+        """The same for an array ``height width c`` of as many bands as there are means: integers over their largest
+        value, floats as they are.
+
+        Raises:
+            InputError: another number of bands.
+            PictureError: no such array.
+
+        >>> how = Preprocess((4, 4), mean=(0.5,) * 13, std=(0.25,) * 13, crop=1.0)
+        >>> how.bands(np.ones((8, 8, 13)))[0].shape
+        torch.Size([13, 4, 4])
+        """
+        if array.ndim != 3 or array.shape[2] != self.channels:
+            first = array.ndim == 3 and array.shape[0] == self.channels
+            hint = ": bands come last, np.moveaxis(array, 0, -1)" if first else ""
+            raise InputError(
+                f"preprocessing has the mean and std of {self.channels} channels, and the array's shape is "
+                f"{array.shape}, not (height, width, {self.channels}){hint}."
+            )
+        values = bands_of(array)
+        plan, how = _FITS[self.fit](self, array.shape[1], array.shape[0]), _RESAMPLE[self.interpolation]
+        singly = (Image.fromarray(np.ascontiguousarray(values[:, :, k])) for k in range(self.channels))
+        return self._normalised(
+            torch.from_numpy(np.stack([np.array(_resample(one, plan, how)) for one in singly])), plan
+        )
+
+    def _normalised(self, x: Float[Tensor, "c h w"], plan: _Plan) -> tuple[Float[Tensor, "c H W"], Frame]:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return _padded(x.sub_(mean).div_(std), plan), Frame(*picture.size, plan.box)
+        return _padded(x.sub_(mean).div_(std), plan), Frame(*plan.source, plan.box)
 
 
 def _crop(how: Preprocess, w: int, h: int) -> _Plan:

@@ -22,6 +22,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from camlucida.errors import PictureError
 from camlucida.files import looks_like, printable
+from camlucida.pixels import bands_shown as bands_shown
 from camlucida.pixels import from_array, to_rgb
 
 # BytesIO is an IO[bytes] to a static checker but not to one that looks at the object: it has neither mode nor name
@@ -91,12 +92,12 @@ def open_picture(source: Source, *, limits: Limits = DEFAULT_LIMITS, allow_damag
     ((3, 2), (255, 255, 255), ('16-bit scaled to 8',))
     """
     label = printable(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else "picture"
-    with _seam(label):
+    with seam(label):
         if isinstance(source, Image.Image | np.ndarray):
             image, notes = _from_memory(source, limits)
         else:
-            with _stream(source, limits) as stream:
-                image, notes = _decode(stream, limits, allow_damaged)
+            with stream(source, limits) as file:
+                image, notes = _decode(file, limits, allow_damaged)
         turn = _TURN.get(_orientation(image))
         image, how = to_rgb(image)
         if notes and notes[0].startswith("damaged") and image.getcolors(1):
@@ -107,7 +108,7 @@ def open_picture(source: Source, *, limits: Limits = DEFAULT_LIMITS, allow_damag
 
 
 @contextmanager
-def _seam(label: str) -> Iterator[None]:
+def seam(label: str) -> Iterator[None]:
     """Whatever a decoder raises becomes one PictureError; decoders raise nearly everything."""
     try:
         yield
@@ -126,7 +127,8 @@ def _reason(fault: Exception) -> str:
 
 
 @contextmanager
-def _stream(source: str | os.PathLike[str] | bytes | _File, limits: Limits) -> Iterator[io.BufferedIOBase]:
+def stream(source: str | os.PathLike[str] | bytes | _File, limits: Limits) -> Iterator[io.BufferedIOBase]:
+    """An open file to read from, which is a file indeed and not larger than the limit. Raises: PictureError."""
     if isinstance(source, str | os.PathLike):
         _check_file(os.stat(source), limits)  # before opening: to open a pipe already lets its writer go on
         with open(source, "rb", opener=lambda path, flags: os.open(path, flags | _NO_WAIT)) as file:
@@ -161,18 +163,18 @@ def _read_all(file: _File, limits: Limits) -> bytes:
 
 def _from_memory(source: Image.Image | NDArray[Any], limits: Limits) -> tuple[Image.Image, list[str]]:
     if isinstance(source, Image.Image):
-        _check_size(source.size, limits)
+        check_size(source.size, limits)
         if getattr(source, "tile", None) and source.format not in (*_READERS, "MPO"):
             raise PictureError(f"{source.format} pictures are not decoded here; call load() on it first")
         source.load()  # before its orientation is asked for: a TIFF turns while loading
         return source, []
     if source.ndim > 1:
-        _check_size((source.shape[1], source.shape[0]), limits)
+        check_size((source.shape[1], source.shape[0]), limits)
     return from_array(source)
 
 
 def _decode(stream: io.BufferedIOBase, limits: Limits, allow_damaged: bool) -> tuple[Image.Image, list[str]]:
-    image, reader = _open_header(stream, limits)
+    image, reader = open_header(stream, limits)
     notes = _frames(image)
     try:
         if image.format == "PNG":  # Pillow checks no sums of pixel data unless asked, and asking uses the reader up
@@ -204,15 +206,16 @@ def _salvage(stream: io.BufferedIOBase, reader: _Reader) -> Image.Image:
     return image
 
 
-def _open_header(stream: io.BufferedIOBase, limits: Limits) -> tuple[ImageFile.ImageFile, _Reader]:
+def open_header(stream: io.BufferedIOBase, limits: Limits) -> tuple[ImageFile.ImageFile, _Reader]:
+    """A picture of which nothing but the header was read, and what reads it. Raises: PictureError."""
     head, fault = stream.read(512), None
     for name, reader in _candidates(head):
         try:
             if name in _EARLY:
-                _check_size(_EARLY[name](_rewound(stream)), limits)
+                check_size(_EARLY[name](_rewound(stream)), limits)
             # no file name: with one, Pillow maps the file into memory, and a file cut meanwhile kills the process
             image = reader(_rewound(stream), "")
-            _check_size(image.size, limits)
+            check_size(image.size, limits)
             return image, reader
         except PictureError:
             raise
@@ -264,7 +267,8 @@ def _gif_size(stream: io.BufferedIOBase) -> tuple[int, int]:
 _EARLY = {"GIF": _gif_size, "WEBP": _webp_size}  # their readers warn or allocate before they tell a size
 
 
-def _check_size(size: tuple[int, int], limits: Limits) -> None:
+def check_size(size: tuple[int, int], limits: Limits) -> None:
+    """Raises: PictureError where a picture (width, height) is over the limits."""
     width, height = size
     if width * height > limits.max_pixels:
         raise PictureError(f"{width:,} × {height:,} is over the limit of {limits.max_pixels / 1e6:g} Mpx (max_pixels)")

@@ -6,6 +6,7 @@ and on the pixels of the picture.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -86,25 +87,75 @@ def unit(map: Map, scale: float, signed: bool = False) -> Map:
     return ((values / peak) * factor).clamp(-1.0 if signed else 0.0, 1.0)
 
 
+@dataclass(frozen=True)
+class Centres:
+    """Where the cells of a grid lie in a picture: cell ``i`` of an axis has its centre at ``start + i·stride``.
+
+    In pixels of the picture, of which number ``k`` is the stretch from ``k`` to ``k + 1``; one number for each axis.
+    """
+
+    start: tuple[float, ...]
+    stride: tuple[float, ...]
+
+    @classmethod
+    def even(cls, size: Sequence[int] | Sequence[float], grid: Sequence[int]) -> "Centres":
+        """The cells spread evenly from edge to edge: cell ``i`` at ``(i + ½)·size/grid``.
+
+        >>> Centres.even([224], [7])
+        Centres(start=(16.0,), stride=(32.0,))
+        """
+        stride = tuple(s / g for s, g in zip(size, grid, strict=True))
+        return cls(tuple(s / 2 for s in stride), stride)
+
+    def on(self, other: "Centres") -> "Centres":
+        """The same centres where the cells of another grid are the pixels.
+
+        >>> Centres((32.0,), (16.0,)).on(Centres((16.0,), (32.0,)))
+        Centres(start=(1.0,), stride=(0.5,))
+        """
+        axes = list(zip(self.start, self.stride, other.start, other.stride, strict=True))
+        return Centres(tuple((a - b) / t + 0.5 for a, _, b, t in axes), tuple(s / t for _, s, _, t in axes))
+
+    def __str__(self) -> str:
+        return f"stride {_same(self.stride)}, first centre {_same(self.start)}"
+
+
+def _same(numbers: Sequence[float]) -> str:
+    """One number where all axes have it, else all of them."""
+    return "×".join(f"{n:g}" for n in (numbers[:1] if len(set(numbers)) == 1 else numbers))
+
+
+def _between(where: Float[Tensor, " n"], cells: int) -> Float[Tensor, "n cells"]:
+    """The matrix of linear interpolation to positions counted in ``cells``, 0 the first; flat beyond the ends."""
+    centres = torch.arange(cells, dtype=where.dtype, device=where.device)
+    return (1 - (where.clamp(0, cells - 1)[:, None] - centres).abs()).clamp(min=0)
+
+
 def _spread(at: Float[Tensor, " n"], cells: int) -> Float[Tensor, "n cells"]:
-    """The matrix of linear interpolation: from ``cells`` centres to positions ``at`` in [0, 1] of their extent."""
-    where = (at * cells - 0.5).clamp(0, cells - 1)
-    centres = torch.arange(cells, dtype=at.dtype, device=at.device)
-    return (1 - (where[:, None] - centres).abs()).clamp(min=0)
+    """`_between` for positions ``at`` in [0, 1] of the whole extent, over which the cells are spread evenly."""
+    return _between(at * cells - 0.5, cells)
 
 
 def _centres(count: int, like: Tensor) -> Float[Tensor, " n"]:
     return (torch.arange(count, dtype=torch.float64, device="cpu").add(0.5) / count).to(like)
 
 
-def resize(map: Map, size: Sequence[int]) -> Float[Tensor, "b *full"]:
-    """Linear interpolation to ``size`` along every axis, cell centres aligned; any number of dimensions.
+def resize(map: Map, size: Sequence[int], centres: Centres | None = None) -> Float[Tensor, "b *full"]:
+    """Linear interpolation to ``size`` along every axis, the same beyond the outermost centres; any number of axes.
+
+    Without ``centres`` the cells are spread evenly; with them they lie where they say, in pixels of the new size.
 
     >>> resize(torch.tensor([[0.0, 1.0]]), [4]).tolist()
     [[0.0, 0.25, 0.75, 1.0]]
+    >>> resize(torch.tensor([[0.0, 1.0]]), [4], Centres((0.5,), (2.0,))).tolist()
+    [[0.0, 0.5, 1.0, 1.0]]
     """
     for axis, count in enumerate(size, start=1):
-        matrix = _spread(_centres(count, map), map.shape[axis])
+        if centres is None:
+            matrix = _spread(_centres(count, map), map.shape[axis])
+        else:
+            at = torch.arange(count, dtype=torch.float64, device="cpu").add(0.5 - centres.start[axis - 1])
+            matrix = _between((at / centres.stride[axis - 1]).to(map), map.shape[axis])
         map = torch.movedim(torch.tensordot(map, matrix, ([axis], [1])), -1, axis)
     return map
 

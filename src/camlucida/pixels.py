@@ -1,4 +1,7 @@
-"""Any kind of pixels as 8-bit RGB: greyscale, palettes, alpha, CMYK, 16 bits, floats; Pillow pictures and arrays."""
+"""Any kind of pixels as 8-bit RGB: greyscale, palettes, alpha, CMYK, 16 bits, floats; Pillow pictures and arrays.
+
+Arrays of other numbers of bands keep their numbers; what is shown of them is a picture, too.
+"""
 
 import math
 from typing import Any
@@ -50,9 +53,47 @@ def from_array(array: NDArray[Any]) -> tuple[Image.Image, list[str]]:
     if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
         first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
         hint = "; channels come last: array.transpose(1, 2, 0)" if first else ""
+        hint = hint or ("; several pictures are a list: list(array)" if array.ndim == 4 else "")
+        hint = hint or ("; for bands, preprocess= takes as many means" if array.ndim == 3 else "")
         raise PictureError(f"an array of shape {array.shape} is not (h w), (h w 1), (h w 3) or (h w 4){hint}")
     pixels, notes = _array_to_8(array[:, :, 0] if array.shape[2:] == (1,) else array)
     return Image.fromarray(np.ascontiguousarray(pixels)), notes
+
+
+def bands_of(array: NDArray[Any]) -> NDArray[np.float32]:
+    """The numbers of an array ``h w c`` of any number of bands: integers over their largest value, floats as they are.
+
+    Raises:
+        PictureError: it has no three axes, or its numbers are ambiguous.
+
+    >>> bands_of(np.full((1, 1, 13), 65535, np.uint16)).max()
+    np.float32(1.0)
+    """
+    if array.ndim != 3 or 0 in array.shape:
+        raise PictureError(f"an array of bands is (height, width, bands), with at least one of each; got {array.shape}")
+    if array.dtype == np.bool_ or array.dtype.kind == "f":
+        return array.astype(np.float32)
+    if array.dtype.kind != "u" or array.dtype.itemsize > 2:
+        raise PictureError(f"bands of {array.dtype} are ambiguous; give uint8, uint16, bool or floats")
+    return array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
+
+
+def bands_shown(array: NDArray[Any]) -> tuple[Image.Image, list[str]]:
+    """The first three bands of an array ``h w c`` (the first, of fewer) as one picture, from their lowest to highest.
+
+    Raises:
+        PictureError: as `bands_of`, and where numbers are NaN or infinite.
+
+    >>> bands_shown(np.zeros((2, 3, 2)))[1]
+    ['shown: band 0 of 2, from 0 to 0 stretched']
+    """
+    some = bands_of(array)[:, :, : 3 if array.shape[-1] > 2 else 1]
+    low, high = _finite_range(some)
+    ends = _finite_range(array[:, :, : some.shape[2]])
+    pixels = _stretch(some if some.shape[2] == 3 else some[:, :, 0], low, high)
+    names = "bands 0, 1, 2" if some.shape[2] == 3 else "band 0"
+    note = f"shown: {names} of {array.shape[2]}, from {ends[0]:g} to {ends[1]:g} stretched"
+    return Image.fromarray(pixels).convert("RGB"), [note]
 
 
 def _array_to_8(array: NDArray[Any]) -> tuple[NDArray[np.uint8], list[str]]:

@@ -36,7 +36,8 @@ class Method:
     ``homogeneous``: a gradient twice as large makes a map twice as large, so that a map far below gradient
     × activation is rounding noise. ``by_place``: the same map from the derivatives
     along each place, one pass for all classes. ``differentiable``: `supervised` may train
-    through it. ``insensitive`` names the sanity checks that it is known to fail.
+    through it. ``answers_only``: it asks for nothing but the answers to other pictures, so that a model may hide its
+    layers and gradients. ``insensitive`` names the sanity checks that it is known to fail.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Method:
     class_agnostic: bool = False
     homogeneous: bool = True
     differentiable: bool = True
+    answers_only: bool = False
     cost: str = "1 + tail"
     deviations: str = "none"
     insensitive: str = ""
@@ -141,11 +143,12 @@ def get(name: "str | Method") -> Method:
     """
     if isinstance(name, Method):
         return name
-    known = list_methods()
     if not isinstance(name, str):
-        raise MethodError(f"a method is asked for by its name; got {type(name).__name__}.{did_you_mean('', known)}")
+        told = did_you_mean("", list_methods())
+        raise MethodError(f"a method is asked for by its name; got {type(name).__name__}.{told}")
     first, *options = name.split(":")
     plain = first.lower().translate(str.maketrans("", "", "-_ /")).replace("++", "pp")
+    known = _METHODS if plain in _METHODS else list_methods()  # which looks through the folder of families
     if plain not in known:
         raise MethodError(f"there is no method {first!r}.{did_you_mean(plain, known)}")
     return known[plain].having(**dict(map(_option, options)))

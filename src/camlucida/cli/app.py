@@ -37,6 +37,9 @@ class Format(StrEnum):
     overlay = "overlay"
     npz = "npz"
     safetensors = "safetensors"
+    nifti = "nifti"
+    gif = "gif"
+    mp4 = "mp4"
 
 
 def _version(asked: bool) -> bool:
@@ -46,7 +49,9 @@ def _version(asked: bool) -> bool:
     return asked
 
 
-_Model = Annotated[str, typer.Option("--model", "-m", help="timm/NAME, file:PATH, or your own: FILE.py:CALLABLE")]
+_Model = Annotated[
+    str, typer.Option("--model", "-m", help="one of `camlucida models`, file:PATH, or your own FILE.py:CALLABLE")
+]
 _Weights = Annotated[str | None, typer.Option(help="a .safetensors or .pth file for the model; or: random")]
 _Partial = Annotated[bool, typer.Option("--partial", help="go on where the weights fit only in part")]
 _Device = Annotated[str | None, typer.Option(help="where to compute: cpu, cuda, cuda:1, mps")]
@@ -100,7 +105,7 @@ def _named(model: str) -> str:
 
 @app.command(short_help="show where the evidence lies in pictures")
 def explain(  # noqa: PLR0913
-    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE", help="pictures, or folders of pictures")],
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE", help="pictures, videos, volumes; folders")],
     model: _Model = "",
     weights: _Weights = None,
     target: Annotated[list[str] | None, typer.Option(help="classes: 281 or 281,285 or a label's name")] = None,
@@ -110,6 +115,7 @@ def explain(  # noqa: PLR0913
     score: Annotated[
         str, typer.Option(help="logit, probability, log_probability, margin or logit_minus_mean")
     ] = "logit",
+    output: Annotated[str | None, typer.Option(help="which part of the model's answer: a key or place")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="the folder to write to")] = Path("camlucida-out"),
     format: Annotated[Format | None, typer.Option(help="what to write (grid for several methods, else panel)")] = None,
     device: _Device = None,
@@ -124,7 +130,7 @@ def explain(  # noqa: PLR0913
         from camlucida.cli.asked import Asked
 
         name = model or run.default()
-        what = Asked(tuple(target or ()), top, method, layer, score)
+        what = Asked(tuple(target or ()), top, method, layer, score, output)
         job = run.plan(pictures, what, out, format and format.value)
         return run.run(job, run.loading(name, weights, device, partial), json)
 
@@ -232,6 +238,24 @@ def layers(  # noqa: PLR0913
         from camlucida.cli import run, tables
 
         return tables.layers(run.loading(name, weights, None, partial)(), size, all, json)
+
+    _run(debug, work)
+
+
+@app.command(short_help="list the models that can be named")
+def models(
+    pattern: Annotated[
+        str, typer.Argument(metavar="[PATTERN]", help="a part of a name, or one with *: 'timm/*vit*'")
+    ] = "",
+    json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """List the models that --model can name, from every source that is installed; those that fit a pattern."""
+
+    def work() -> int:
+        from camlucida.cli import tables
+
+        return tables.models(pattern, json)
 
     _run(debug, work)
 

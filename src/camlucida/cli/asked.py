@@ -27,6 +27,7 @@ class Asked:
     methods: str
     layer: str | None
     score: str
+    output: str | None = None
 
 
 def pictures(places: Sequence[str]) -> list[str]:
@@ -82,6 +83,15 @@ def layer(net: nn.Module, word: str | None) -> str | int | None:
     return layers.resolve(net, word)
 
 
+def output(word: str | None) -> str | int | None:
+    """The part of the model's answer that is meant; a number is a place.
+
+    >>> output("logits"), output("-1")
+    ('logits', -1)
+    """
+    return int(word) if word is not None and re.fullmatch(r"-?\d{1,6}", word) else word
+
+
 def check(asked: Asked) -> None:
     """Whatever can be wrong with targets before a model is at hand. Raises: TargetError."""
     if asked.targets and asked.top:
@@ -95,7 +105,7 @@ def wanted(asked: Asked, labels: Sequence[str]) -> list[ClassTarget]:
     Raises: TargetError for a label that the model does not have, or has twice.
 
     >>> wanted(Asked(("1,dog",), None, "gradcam", None, "logit"), ["cat", "dog", "hen"])
-    [ClassTarget(indices=(1,), rank=0, score='logit')]
+    [ClassTarget(indices=(1,), rank=0, score='logit', kind='class')]
     """
     check(asked)
     if not asked.targets:

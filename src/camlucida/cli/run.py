@@ -12,9 +12,11 @@ from camlucida.cli import asked, blame, screen, write
 from camlucida.cli.asked import Asked
 from camlucida.core.explain import sweep
 from camlucida.core.explanation import Explanation
+from camlucida.core.originals import Original
+from camlucida.core.prepare import opened
 from camlucida.core.targets import ClassTarget
 from camlucida.errors import CamlucidaError, ModelError, OutputError, PictureError
-from camlucida.images import Picture, open_picture
+from camlucida.images import Picture
 from camlucida.models import Model, builtin_source, load
 from camlucida.registry import Method
 
@@ -40,6 +42,7 @@ class _Question:
     targets: Sequence[ClassTarget]
     methods: Sequence[Method]
     layer: str | int | None
+    output: str | int | None = None
 
 
 def plan(places: Sequence[str], words: Asked, folder: Path, form: str | None = None) -> Job:
@@ -99,7 +102,9 @@ def run(job: Job, model: Callable[[], Model], as_json: bool) -> int:
 
 def _question(job: Job, model: Model) -> _Question:
     targets = asked.wanted(job.asked, model.labels)
-    return _Question(model, targets, job.methods, asked.layer(model.net, job.asked.layer))
+    return _Question(
+        model, targets, job.methods, asked.layer(model.net, job.asked.layer), asked.output(job.asked.output)
+    )
 
 
 @dataclass
@@ -126,7 +131,7 @@ def _one(
     """One picture: explained, written, told; or told why not."""
     i, source = numbered
     try:
-        picture = open_picture(source)
+        picture = opened(question.model.net, source)
         found = _ask(question, picture)
         record = _record(question.model, (source, picture), found, outputs.save(i, found))
     except OutputError as problem:
@@ -142,10 +147,10 @@ def _one(
     say(record)
 
 
-def _ask(question: _Question, picture: Picture) -> list[Explanation]:
+def _ask(question: _Question, picture: Picture | Original) -> list[Explanation]:
     q = question
     with blame.of_model(f"on {picture.name}"):
-        return sweep(q.model, picture, targets=q.targets, methods=q.methods, layers=[q.layer])
+        return sweep(q.model, picture, targets=q.targets, methods=q.methods, layers=[q.layer], output=q.output)
 
 
 # ------------------------------------------------------------------------------------------------------ what is told
@@ -165,7 +170,7 @@ def _nameless(record: dict[str, Any]) -> bool:
 
 
 def _record(
-    model: Model, asked_of: tuple[str, Picture], found: Sequence[Explanation], files: Sequence[str]
+    model: Model, asked_of: tuple[str, Picture | Original], found: Sequence[Explanation], files: Sequence[str]
 ) -> dict[str, Any]:
     """Everything known of one picture, in the types of JSON."""
     source, picture = asked_of

@@ -1,5 +1,6 @@
-"""The two lists: layers of a model, methods of the registry."""
+"""The three lists: layers of a model, methods of the registry, models of all sources."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,8 @@ from camlucida.cli import asked, blame, screen
 from camlucida.core import layers as layers_
 from camlucida.core.capture import Inputs
 from camlucida.core.layers import Place, Survey
-from camlucida.models import Model
+from camlucida.errors import ModelError
+from camlucida.models import Model, Names, listing
 from camlucida.registry import Method, list_methods
 
 
@@ -27,6 +29,8 @@ def layers(model: Model, size: int | None, every: bool, as_json: bool) -> int:
     for row in rows:
         made.add_row(*map(Text, _words(row)), style="bold green" if row["choice"] else None)
     screen.out().print(made)
+    if not seen.whole:
+        screen.note("no single layer carries all the evidence: → is one branch of several")
     high, wide = prepare.size
     screen.note("→ is chosen where no layer is named; used: the share of a layer's places that the score depends on")
     screen.note(f"seen with an input of {prepare.channels}×{high}×{wide}; {len(seen.all)} layers have space (--all)")
@@ -76,6 +80,45 @@ def methods(names: str, as_json: bool) -> int:
         screen.out().print(made)
         screen.note("camlucida methods NAME tells more: formula, paper, options, where it differs, what it is blind to")
     return 0
+
+
+def models(pattern: str, as_json: bool) -> int:
+    """Print the models that fit a pattern, all without one; the exit status. Raises: ModelError where there is none.
+
+    On a terminal without a pattern, each source and how many it has: all would be thousands of lines.
+    """
+    found = list(listing(pattern))
+    if len(found) == 1 and found[0].trouble and not as_json:
+        raise ModelError(found[0].trouble)
+    for each in (e for e in found if e.trouble and not as_json):
+        screen.note(f"{each.form}: {each.trouble}")
+    if as_json:
+        _models_as_json(found)
+    elif screen.out().is_terminal and not pattern:
+        _sources(found)
+    else:
+        for name in (n for each in found for n in each.names):
+            screen.line(Text(screen.safe(name)), screen.out())
+    if pattern and not any(e.names for e in found):
+        raise ModelError(f"no model fits '{screen.safe(pattern[:80])}': `camlucida models` tells the sources.")
+    return 0
+
+
+def _models_as_json(found: Sequence[Names]) -> None:
+    for each in found:
+        for name in each.names:
+            screen.as_json({"source": each.source, "name": name})
+        if each.trouble:
+            screen.as_json({"source": each.source, "error": each.trouble})
+
+
+def _sources(found: Sequence[Names]) -> None:
+    made = screen.table("source", "models", "such as", right=("models",), cut=("such as",))
+    for each in found:
+        some = ", ".join(each.names[:: max(1, len(each.names) // 3)][:3])
+        made.add_row(Text(each.form, "bold"), str(len(each.names) or ""), Text(screen.safe(some)))
+    screen.out().print(made)
+    screen.note("camlucida models PATTERN lists names: camlucida models 'timm/*convnext*'")
 
 
 def _tell(m: Method) -> None:

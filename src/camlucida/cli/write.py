@@ -15,6 +15,7 @@ from camlucida.errors import OutputError
 from camlucida.files import printable, unique_names, write_whole
 
 _ENDINGS = {"panel": ".png", "grid": ".png", "overlay": ".png", "npz": ".npz", "safetensors": ".safetensors"}
+_ENDINGS |= {"nifti": ".nii.gz", "gif": ".gif", "mp4": ".mp4"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,12 @@ def stacked(pages: Sequence[Image.Image]) -> Image.Image:
 
 
 def grid(explanations: Sequence[Explanation]) -> Image.Image:
-    """The overlays of one picture's maps: a row for each target, beside the picture a column for each method."""
+    """The overlays of one picture's maps: a row for each target, beside the picture a column for each method.
+
+    What is no picture does not fit into such a place: its panels stand beneath each other.
+    """
+    if len(explanations[0].pictures.space) != 2:
+        return stacked([e.panel() for e in explanations])
     across = list(dict.fromkeys(e.facts.title for e in explanations))
     down = [explanations[i : i + len(across)] for i in range(0, len(explanations), len(across))]
     cells = [[None if i else row[0].pictures.image(0), *map(_cell, row)] for i, row in enumerate(down)]

@@ -3,15 +3,21 @@
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
+import numpy as np
 from torch import nn
 
 from camlucida import maps
 from camlucida.core.capture import Inputs
+from camlucida.core.explanation import Explanation
+from camlucida.core.outputs import Which
 from camlucida.core.prepare import prepare
+from camlucida.core.settle import Task
+from camlucida.core.targets import ClassTarget, as_target, top1
+from camlucida.errors import TargetError
 from camlucida.frame import Preprocess
 from camlucida.images import Picture
 from camlucida.registry import Method
-from camlucida.types import Loaded, Map
+from camlucida.types import Loaded, Map, Target
 
 NOTHING = ("zero gradient", "no evidence")
 
@@ -23,6 +29,7 @@ class Asked(TypedDict, total=False):
     method: str | Method
     layer: Any
     preprocess: Preprocess | None
+    output: Which
 
 
 def net_of(model: nn.Module) -> nn.Module:
@@ -34,9 +41,29 @@ def opened(model: nn.Module, x: Any, preprocess: Preprocess | None) -> tuple[Inp
     """What the model is called with, and ``x`` with its pictures opened, so that no file is read twice."""
     told = model.preprocess if isinstance(model, Loaded) else None
     inputs, of = prepare(net_of(model), x, preprocess or told)
-    rows = zip(of.images, of.names, of.notes, strict=True) if of.images else ()
-    pictures = [Picture(image, name, (notes,) if notes else ()) for image, name, notes in rows]
-    return inputs, pictures or x
+    if not of.images:
+        return inputs, x
+    rows = zip(x if isinstance(x, list) else [x], of.images, of.names, of.notes, strict=True)
+    return inputs, [
+        given if isinstance(given, np.ndarray) else Picture(image, name, (notes,) if notes else ())
+        for given, image, name, notes in rows
+    ]
+
+
+def settled(model: nn.Module, clean: Explanation, asked: Asked) -> Target:
+    """What is asked of one picture, with the class and the rivals that it has undisturbed."""
+    target = target_of(model, asked)
+    if not isinstance(target, ClassTarget) or clean.classes is None or clean.logits is None:
+        return target
+    return target.fixed(int(clean.classes[0]), clean.logits)
+
+
+def target_of(model: nn.Module, asked: Asked) -> Target:
+    """What is asked, as a target. Raises: TargetError for a part of the picture, which lies elsewhere in its views."""
+    target = as_target(asked.get("target", top1), tuple(model.labels) if isinstance(model, Loaded) else ())
+    if isinstance(target, Task):
+        raise TargetError(f"{target}: regions and boxes are not followed into other views of a picture; use explain().")
+    return target
 
 
 def state_of(map: Map, parts: Sequence[maps.Status]) -> maps.Status:

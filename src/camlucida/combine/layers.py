@@ -11,7 +11,7 @@ from camlucida import maps
 from camlucida.combine.given import NOTHING, Asked, net_of, opened, state_of
 from camlucida.core.capture import Inputs
 from camlucida.core.explain import sweep
-from camlucida.core.explanation import Explanation, Facts
+from camlucida.core.explanation import Explanation, Facts, Pictures
 from camlucida.core.layers import survey
 from camlucida.core.targets import top1
 from camlucida.errors import InputError, MethodError, did_you_mean
@@ -26,7 +26,7 @@ def _share(map: Map) -> Map:
     return torch.where(peak == 0, 0.0, map / peak)
 
 
-def _stretched(map: Map) -> Map:
+def stretched(map: Map) -> Map:
     """Each picture's ``relu(M)`` from 0 at its smallest to 1 at its largest; zero where it is the same everywhere."""
     map = map.relu()
     low = map.flatten(1).amin(1).reshape(-1, *(1,) * (map.dim() - 1))
@@ -51,7 +51,7 @@ FUSIONS: Mapping[str, _Fusion] = {
         "Maximum of", "each over its largest magnitude", lambda m, _: torch.stack([*map(_share, m)]).amax(0)
     ),
     "product": _Fusion(
-        "Product of", "each rectified and stretched to [0, 1]", lambda m, _: torch.stack([*map(_stretched, m)]).prod(0)
+        "Product of", "each rectified and stretched to [0, 1]", lambda m, _: torch.stack([*map(stretched, m)]).prod(0)
     ),
     "tanh": _Fusion("Tanh fusion of", "each rectified, over its maximum, shallow ones as tanh(2 M)", _tanh),
 }
@@ -80,10 +80,21 @@ def fuse(explanations: Iterable[Explanation], how: str = "mean") -> Explanation:
     grid = [max(axis) for axis in zip(*(e.map.shape[1:] for e in explanations), strict=True)]
     coarse = [min(axis) for axis in zip(*(e.map.shape[1:] for e in explanations), strict=True)]
     shallow = [any(n >= _SHALLOW * c for n, c in zip(e.map.shape[1:], coarse, strict=True)) for e in explanations]
-    found = FUSIONS[how].of([maps.resize(_told(e), grid) for e in explanations], shallow)
+    laid = next((e.centres for e in explanations if list(e.map.shape[1:]) == grid), None)
+    found = FUSIONS[how].of([_onto(e, grid, laid) for e in explanations], shallow)
     rows = zip(*(e.statuses for e in explanations), strict=True)
     states = tuple(state_of(found[i : i + 1], parts) for i, parts in enumerate(rows))
-    return replace(explanations[0], map=found, statuses=states, facts=_fused(explanations, how, grid))
+    facts = _fused(explanations, how, grid)
+    return replace(explanations[0], map=found, statuses=states, facts=facts, centres=laid)
+
+
+def _onto(e: Explanation, grid: Sequence[int], laid: maps.Centres | None) -> Map:
+    """A map on another grid, whose cells lie at ``laid``; cells without centres are spread evenly."""
+    if laid is None and e.centres is None:
+        return maps.resize(told(e), grid)
+    even, space = maps.Centres.even, e.pictures.space
+    own = e.centres or even(space, e.map.shape[1:])
+    return maps.resize(told(e), grid, own.on(laid or even(space, grid)))
 
 
 def _check_alike(explanations: Sequence[Explanation]) -> None:
@@ -91,9 +102,9 @@ def _check_alike(explanations: Sequence[Explanation]) -> None:
         raise InputError("there is nothing to fuse: the list of explanations is empty.")
     first, *rest = explanations
     for e in rest:
-        if len(e) != len(first) or e.pictures.space != first.pictures.space or e.pictures.names != first.pictures.names:
+        if len(e) != len(first) or not _same_pictures(e.pictures, first.pictures):
             raise InputError("maps of different pictures cannot be fused.")
-        if e.facts.target != first.facts.target or not _equal(e.classes, first.classes):
+        if not _same_answer(e, first):
             raise InputError(
                 f"maps of two answers cannot be fused: {first.facts.target} and {e.facts.target}. "
                 "To see what tells one from the other, explain target=against(one, other)."
@@ -102,11 +113,25 @@ def _check_alike(explanations: Sequence[Explanation]) -> None:
             raise InputError("maps with different numbers of axes cannot be fused.")
 
 
+def _same_pictures(one: Pictures, two: Pictures) -> bool:
+    return one.space == two.space and one.names == two.names and _equal(one.tensor, two.tensor)
+
+
+def _same_answer(one: Explanation, two: Explanation) -> bool:
+    """Whether both explain the same; of a region, an embedding or a function of one's own only the scores tell."""
+    if one.facts.target != two.facts.target or one.where != two.where or not _equal(one.classes, two.classes):
+        return False
+    named = one.classes is not None and not one.where
+    return named or torch.allclose(one.scores, two.scores, rtol=1e-3, atol=1e-6, equal_nan=True)
+
+
 def _equal(one: Tensor | None, two: Tensor | None) -> bool:
-    return one is two or (one is not None and two is not None and torch.equal(one, two))
+    if one is None or two is None:
+        return one is two
+    return torch.equal(one.nan_to_num(), two.nan_to_num())
 
 
-def _told(e: Explanation) -> Map:
+def told(e: Explanation) -> Map:
     """The map with what shows nothing put to zero, so that dividing it by its maximum does not make it show."""
     blank = torch.tensor([s in (*NOTHING, "constant") for s in e.statuses], device=e.map.device)
     return torch.where(blank.reshape(-1, *(1,) * (e.map.dim() - 1)), 0.0, e.map)
@@ -153,7 +178,7 @@ def over_layers(
     target, method = asked.pop("target", top1), asked.pop("method", "gradcam")
     if layers is None:
         inputs, x = opened(model, x, asked.get("preprocess"))
-        layers = _stages(model, inputs)
+        layers = _stages(model, replace(inputs, output=asked.get("output", inputs.output)))
     return fuse(sweep(model, x, targets=[target], methods=[method], layers=layers, **asked), how)  # type: ignore[misc]
 
 

@@ -9,13 +9,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from camlucida import maps
-from camlucida.combine.given import Asked, opened, state_of
+from camlucida.combine.given import Asked, opened, settled, state_of
 from camlucida.core.capture import Inputs
 from camlucida.core.explain import explain
 from camlucida.core.explanation import Explanation
-from camlucida.core.targets import ClassTarget, as_target, top1
 from camlucida.errors import CamlucidaError, InputError
-from camlucida.types import Loaded, Map, Target
+from camlucida.types import Map
 
 _ROWS = 16  # views of one picture that are put to the model at a time
 
@@ -92,7 +91,17 @@ def augmented(
 
     told = f"mean over {len(scales) * (1 + len(flips))} views"
     note = f"{told}: mirrored along axes {[*flips]}, at {', '.join(f'{s:g}' for s in scales)} of its size"
-    return _over(model, x, asked, views, ("augmented", told, note))
+    made = _over(model, x, asked, views, ("augmented", told, note))
+    return replace(made, centres=made.centres and _mirrored(made, made.centres, flips))
+
+
+def _mirrored(e: Explanation, own: maps.Centres, flips: Sequence[int]) -> maps.Centres:
+    """The mean of where the cells lie in a picture and, brought back, in each of its mirror images."""
+    start = list(own.start)
+    for axis in flips:
+        last = own.start[axis] + (e.map.shape[axis] - 1) * own.stride[axis]
+        start[axis] += (e.pictures.space[axis] - last - own.start[axis]) / (1 + len(flips))
+    return maps.Centres(tuple(start), own.stride)
 
 
 def _over(
@@ -121,7 +130,7 @@ def _over(
 def _read(model: nn.Module, clean: Explanation, inputs: Inputs, asked: Asked, view: _View) -> Explanation:
     """The maps of one picture's views, on its own grid; in the size of its own map where their grid was another."""
     layer = asked.get("layer")
-    wanted: Asked = {**asked, "target": _settled(model, clean, asked), "preprocess": None}
+    wanted: Asked = {**asked, "target": settled(model, clean, asked), "preprocess": None}
     wanted["layer"] = layer if isinstance(layer, tuple) else clean.layer
     try:
         e = explain(model, inputs.showing(view.xs), **wanted)
@@ -137,11 +146,3 @@ def _read(model: nn.Module, clean: Explanation, inputs: Inputs, asked: Asked, vi
         own, other = maps.scale_of(clean.map, signed=True), maps.scale_of(back[:1], signed=True)
         back = maps.resize(back, grid) * (own / other if other else 0.0)
     return replace(e, map=back)
-
-
-def _settled(model: nn.Module, clean: Explanation, asked: Asked) -> Target:
-    """What is asked of one picture, with the class and the rivals that it has undisturbed."""
-    target = as_target(asked.get("target", top1), tuple(model.labels) if isinstance(model, Loaded) else ())
-    if not isinstance(target, ClassTarget) or clean.classes is None or clean.logits is None:
-        return target
-    return target.fixed(int(clean.classes[0]), clean.logits)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from camlucida.core import targets as targets_
 from camlucida.core.inputs import Inputs
+from camlucida.core.outputs import chosen
 from camlucida.core.scope import unwrap
 from camlucida.errors import MethodError
 from camlucida.types import Target
@@ -42,4 +43,4 @@ class Alone(nn.Module):
 
     def forward(self, x: Tensor) -> Float[Tensor, "n t"]:
         shown = self._inputs.showing(x)
-        return targets_.scores(self._targets, self.net(*shown.args, **shown.kwargs), len(x)).T
+        return targets_.scores(self._targets, chosen(self.net(*shown.args, **shown.kwargs), shown.output), len(x)).T

@@ -22,6 +22,7 @@ from camlucida.core.gradients import bend as bend
 from camlucida.core.gradients import full as full
 from camlucida.core.gradients import vjp as vjp
 from camlucida.core.inputs import Inputs as Inputs
+from camlucida.core.outputs import chosen
 from camlucida.core.scope import named, plain_checkpoints, untouched, unwrap
 from camlucida.core.structure import feature, swap, tensors
 from camlucida.errors import LayerError
@@ -66,10 +67,13 @@ class Tape:
         return kept
 
     def flow(self, score: Float[Tensor, ""]) -> list[Tensor | None]:
-        """The gradient of one number at what every noted call made; None where it does not depend on it."""
+        """The gradient of one number at what every noted call made; None where it does not depend on it.
+
+        The graph stays, for `trace` to read.
+        """
         made = [c.feature for c in self.calls]
         at = [m for m in made if m is not None and m.requires_grad]
-        grads = iter(torch.autograd.grad(score, at, allow_unused=True) if at else ())
+        grads = iter(torch.autograd.grad(score, at, retain_graph=True, allow_unused=True) if at else ())
         return [next(grads) if m is not None and m.requires_grad else None for m in made]
 
 
@@ -163,6 +167,12 @@ def _unhook(module: nn.Module, watch: Callable[..., Any]) -> None:
             table.pop(number, None)
 
 
+def watched(module: nn.Module) -> bool:
+    """Whether hooks of somebody else's are on a module."""
+    tables = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any(not isinstance(hook, _Watch) for table in tables for hook in list(table.values()))
+
+
 @contextmanager
 def noted(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """What the layers give in this thread's passes inside, graph and modes left as they are: for training loops.
@@ -241,18 +251,18 @@ def clock(device: torch.device) -> float:
 
 
 def call(net: nn.Module, inputs: Inputs) -> Any:
-    """The model's own forward, past a ``net.compile()`` that would not see hooks."""
+    """What is meant of the model's own answer, past a ``net.compile()`` that would not see hooks."""
     compiled = getattr(net, "_compiled_call_impl", None) is not None
-    return (net._call_impl if compiled else net)(*inputs.args, **inputs.kwargs)  # type: ignore[no-untyped-call]
+    made = (net._call_impl if compiled else net)(*inputs.args, **inputs.kwargs)  # type: ignore[no-untyped-call]
+    return chosen(made, inputs.output)
 
 
 def _recorded(inputs: Inputs, watch: _Watch, layers: Sequence[str]) -> Inputs:
-    picture = inputs.x
-    leaf = picture.clone().requires_grad_()
+    leaf = inputs.x.clone().requires_grad_()
     torch.set_grad_enabled(True)
     if "input" in layers:
         watch.acts["input"] = leaf
-    return inputs.map(lambda v: leaf.clone() if v is picture else v)
+    return inputs.put(leaf.clone())
 
 
 def _check(watch: _Watch, layers: Sequence[str]) -> None:

@@ -3,15 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from camlucida import maps
-from camlucida.errors import InputError
-from camlucida.frame import Frame
+from camlucida.core.pictures import Pictures as Pictures  # one imports them from here, too
+from camlucida.core.scores import probable
 from camlucida.types import Map, Scores
 
 if TYPE_CHECKING:
@@ -44,39 +43,7 @@ class Facts:
     class_agnostic: bool = False
     notes: tuple[str, ...] = ()  # what one should know of the model: random weights, a partial load
     confident: float | None = None  # the probability of the best class below which an answer is of low confidence
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """What the maps lie on: the tensor the model saw or the pictures it came from, with names and geometry."""
-
-    space: tuple[int, ...]
-    names: tuple[str, ...]
-    frames: tuple[Frame, ...] = ()
-    images: "tuple[Image, ...]" = ()
-    tensor: Tensor | None = None
-    notes: tuple[str, ...] = ()  # what was done to each picture on opening; "" for nothing
-
-    def __getitem__(self, i: slice) -> "Pictures":
-        tensor = None if self.tensor is None else self.tensor[i]
-        kept = {of: getattr(self, of)[i] for of in ("names", "frames", "images", "notes")}
-        return replace(self, tensor=tensor, **kept)
-
-    def image(self, i: int) -> "Image":
-        """Picture ``i``; one that came as a tensor is shown with its own range stretched to black and white.
-
-        Raises: InputError where the input is no picture.
-        """
-        from PIL import Image
-
-        if self.images:
-            return self.images[i]
-        if self.tensor is None or len(self.space) != 2:
-            raise InputError(f"an input with {len(self.space)} axes of space is no picture: use heatmap() or map.")
-        x = self.tensor[i].detach().float().cpu().nan_to_num()
-        x = x[:3] if len(x) >= 3 else x[:1].expand(3, -1, -1)
-        x = (x - x.min()) / (x.max() - x.min()).clamp(min=torch.finfo(torch.float32).tiny)
-        return Image.fromarray((x * 255).round().byte().movedim(0, -1).contiguous().numpy())
+    kind: str = "class"  # or label, binary, value: what a column of the logits is (`camlucida.core.targets.Kind`)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,7 +51,9 @@ class Explanation:
     """Where the evidence lies, for a batch of ``b`` pictures, one target, one method, one layer.
 
     ``map`` is raw and signed, in units of the score, at the layer's own resolution: it is the result. All else is
-    made from it by recorded steps. Indexing and iterating give the explanations of single pictures.
+    made from it by recorded steps. Indexing and iterating give the explanations of single pictures. ``sure`` is the
+    probability of what was explained where it is not one of the logits' own, ``where`` the region or box looked at,
+    ``centres`` where the cells of the map lie in the model's input, unless they are spread over it evenly.
     """
 
     map: Map
@@ -95,6 +64,9 @@ class Explanation:
     classes: Int[Tensor, " b"] | None = None
     logits: Float[Tensor, "b k"] | None = None
     labels: tuple[str, ...] = ()
+    sure: Float[Tensor, " b"] | None = None
+    where: tuple[str, ...] = ()
+    centres: maps.Centres | None = None
 
     def __len__(self) -> int:
         return len(self.map)
@@ -109,6 +81,8 @@ class Explanation:
             pictures=self.pictures[at],
             classes=None if self.classes is None else self.classes[at],
             logits=None if self.logits is None else self.logits[at],
+            sure=None if self.sure is None else self.sure[at],
+            where=self.where[at],
         )
 
     def _at(self, i: int) -> int:
@@ -142,12 +116,14 @@ class Explanation:
 
     @property
     def probabilities(self) -> Float[Tensor, "b k"] | None:
-        """The softmax of the logits, or the output itself where it is probabilities; None for a model of one number."""
-        if self.logits is None or self.logits.shape[1] < 2:
+        """The softmax of the logits, or the output itself where it is probabilities; None for a model of numbers.
+
+        Labels that do not exclude each other have their sigmoid.
+        """
+        kind = self.facts.kind
+        if self.logits is None or kind == "value" or (self.logits.shape[1] < 2 and kind == "class"):
             return None
-        y = self.logits.float()
-        given = bool((y >= 0).all()) and bool(((y.sum(1) - 1).abs() < 1e-3).all())
-        return y if given else y.softmax(1)
+        return self.logits.float().sigmoid() if kind in ("label", "binary") else probable(self.logits)
 
     @property
     def status(self) -> str:
@@ -160,31 +136,45 @@ class Explanation:
         f = self.facts
         grid = "×".join(map(str, self.map.shape[1:]))
         taken = f"{f.title} of {f.target} at {f.layer} ({f.layout}), {grid}"
-        return (taken, "ReLU", "divided by its maximum", "linear interpolation to the picture")
+        laid = f"laid at {self.centres}" if self.centres else "spread evenly"
+        return (taken, "ReLU", "divided by its maximum", f"linear interpolation to the picture, {laid}")
 
     def label(self, i: int = 0) -> str:
         """The name of the explained class of picture ``i``, or the target where it is no class."""
         if self.classes is None:
             return self.facts.target
-        index = int(self.classes[i])
-        return self.labels[index] if index < len(self.labels) else f"class {index}"
+        index, kind = int(self.classes[i]), {"label": "label", "value": "output"}.get(self.facts.kind, "class")
+        return self.labels[index] if index < len(self.labels) else f"{kind} {index}"
 
     def probability(self, i: int = 0) -> float | None:
-        """The softmax probability of the explained class of picture ``i``, where the target is a class."""
+        """The probability of the explained class of picture ``i``, where it is one: softmax, or a label's sigmoid."""
+        if self.sure is not None:
+            return float(self.sure[i])
         sure = self.probabilities
         return None if self.classes is None or sure is None else float(sure[i, int(self.classes[i])])
 
     def confident(self, i: int = 0) -> bool | None:
         """Whether the best class of picture ``i`` is as probable as the model's answers mostly are; None: not known."""
         sure, least = self.probabilities, self.facts.confident
-        return None if sure is None or least is None else bool(sure[i].max() >= least)
+        return None if sure is None or least is None or self.facts.kind != "class" else bool(sure[i].max() >= least)
 
     def caption(self, i: int = 0) -> str:
         """One line: what was explained, how sure the model is, how and where it was read."""
         p = self.probability(i)
-        sure = f"score {float(self.scores[i]):.3g}" if p is None else f"{p:.0%}" if p >= 0.01 else f"{p:.2g}"
+        sure = self._number(i) if p is None else f"{p:.0%}" if p >= 0.01 else f"{p:.2g}"
         low = " · low confidence" if self.confident(i) is False else ""
-        return f"{self.label(i)}{self._rivals()} {sure} · {self.facts.title} · {self.facts.layer}{low}"
+        return f"{self._named(i)}{self._rivals()} {sure} · {self.facts.title} · {self.facts.layer}{low}"
+
+    def _named(self, i: int) -> str:
+        """The label, and which region or box of the picture it was looked for in."""
+        return f"{self.label(i)} {self.where[i]}" if self.where else self.label(i)
+
+    def _number(self, i: int) -> str:
+        """What stands where a class has its probability: a number itself, whatever was asked of it; else the score."""
+        if self.facts.kind != "value" or self.classes is None or self.logits is None:
+            return f"score {float(self.scores[i]):.3g}"
+        way = self.facts.target.rpartition(", ")[2]
+        return f"= {float(self.logits[i, int(self.classes[i])]):.3g}, {way}"
 
     def _rivals(self) -> str:
         """What the class is held against, by name, where the target is a contrast."""
@@ -197,7 +187,8 @@ class Explanation:
     def heatmap(self, i: int = 0, *, signed: bool = False, scale: float | None = None) -> Float[Tensor, "*full"]:
         """The evidence on picture ``i``'s own pixels, in [0, 1] (in [−1, 1] ``signed``); zeros where blank or unseen.
 
-        ``relu(M)/scale``, linearly interpolated; ``scale`` is the map's own maximum unless given (`shared_scale`).
+        ``relu(M)/scale``, linearly interpolated between the true centres of the layer's cells, where those are known;
+        ``scale`` is the map's own maximum unless given (`shared_scale`).
         Shape ``height width`` of the picture as opened; for other inputs the input's own space.
         """
         i = self._at(i)
@@ -206,42 +197,37 @@ class Explanation:
         if self.statuses[i] != "ok" and not (signed and self.statuses[i] == "all-negative"):
             scale = 0.0
         values = maps.unit(raw if signed else maps.rectify(raw), scale, signed)
-        if self.pictures.frames:
-            return maps.lay(values[0], self.pictures.frames[i])[0]
-        return maps.resize(values, self.pictures.space)[0]
+        if self.centres:
+            values = maps.resize(values, self.pictures.space, self.centres)
+        return self.pictures.lay(values[0], i)[0]
 
     def seen(self, i: int = 0) -> Bool[Tensor, "*full"]:
         """Which pixels of picture ``i`` the model saw at all: a centre crop leaves out the margins."""
         i = self._at(i)
-        if self.pictures.frames:
-            return maps.lay(self.map[i], self.pictures.frames[i])[1]
-        return torch.ones(self.pictures.space, dtype=torch.bool)
+        return self.pictures.lay(self.map[i], i)[1]
 
-    def overlay(self, i: int = 0, *, signed: bool = False, scale: float | None = None, **look: object) -> "Image":
-        """Heat laid over picture ``i``; what the model never saw is marked. ``look``: alpha, colours, … of the view."""
-        from camlucida import view
+    def overlay(self, i: int = 0, *, signed: bool = False, scale: float | None = None, **look: Any) -> "Image":
+        """Heat laid over picture ``i``; what the model never saw is marked. ``look``: alpha, colours, … of the view.
 
-        i = self._at(i)
-        image = self.pictures.image(i)
-        return view.overlay(image, self._painted(i, signed, scale), signed=signed, **look)  # type: ignore[arg-type]
+        A signal is drawn as curves over the evidence, a volume as slices, a clip as frames: see `core.shown`.
+        """
+        from camlucida.core import shown
 
-    def panel(self, i: int = 0, *, signed: bool = False, scale: float | None = None, **look: object) -> "Image":
-        """Original · heat map · overlay of picture ``i``, with caption and scale; a blank map says why."""
-        from camlucida import view
+        return shown.overlay(self, self._at(i), signed, scale, **look)
 
-        i = self._at(i)
-        blank = self.statuses[i] != "ok" and not (signed and self.statuses[i] == "all-negative")
-        words = {"titles": ("picture", self.facts.title, "overlay"), "caption": self.caption(i)}
-        look = {**words, "note": self.why(i) if blank else "", **look}
-        image = self.pictures.image(i)
-        return view.panel(image, self._painted(i, signed, scale), signed=signed, **look)  # type: ignore[arg-type]
+    def panel(self, i: int = 0, *, signed: bool = False, scale: float | None = None, **look: Any) -> "Image":
+        """Original · heat map · overlay of picture ``i``, with caption and scale; a blank map says why.
 
-    def _painted(self, i: int, signed: bool, scale: float | None) -> "object":
-        heat = self.heatmap(i, signed=signed, scale=scale).float().cpu()
-        return heat.masked_fill(~self.seen(i).cpu(), torch.nan).numpy()
+        A signal is a strip, a volume three planes through the peak, a clip its frames above the overlays.
+        """
+        from camlucida.core import shown
+
+        return shown.panel(self, self._at(i), signed, scale, **look)
 
     def save(self, path: str | PathLike[str], i: int = 0) -> None:
         """Write a picture (overlay of picture ``i``) or, as .npz or .safetensors, everything without loss.
+
+        Of a clip or volume .gif and .mp4 are a film of the overlays, .nii and .nii.gz the heat map on its own voxels.
 
         Raises: OutputError where the suffix is unknown or the file cannot be written; it is whole or not there.
         """
@@ -252,12 +238,12 @@ class Explanation:
     def _repr_png_(self) -> bytes | None:
         from camlucida import view
 
-        return view.png_bytes(self.panel()) if len(self.pictures.space) == 2 else None
+        return view.png_bytes(self.panel()) if len(self.pictures.space) in (1, 2, 3) else None
 
     def _repr_html_(self) -> str | None:
         from camlucida import view
 
-        if len(self.pictures.space) != 2:
+        if len(self.pictures.space) not in (1, 2, 3):
             return None
         return "".join(view.card(self.panel(i), self.summary(i)) for i in range(min(len(self), 16)))
 
@@ -270,15 +256,15 @@ class Explanation:
         i = self._at(i)
         f, p = self.facts, self.probability(i)
         notes = [*f.notes, *filter(None, self.pictures.notes[i : i + 1])]
-        sure = self.confident(i)
+        grid, sure = "×".join(map(str, self.map.shape[1:])), self.confident(i)
         more = {} if sure is None else {"confidence": "as usual" if sure else _low(f.confident)}
         return (
             {
                 "picture": self.pictures.names[i],
-                "explained": self.label(i),
+                "explained": self._named(i),
                 "score": f"{float(self.scores[i]):.4g}" + ("" if p is None else f" (probability {p:.3g})"),
                 "method": f.title + (" (class-agnostic)" if f.class_agnostic else ""),
-                "layer": f"{f.layer}, {f.layout}, {'×'.join(map(str, self.map.shape[1:]))}",
+                "layer": f"{f.layer}, {f.layout}, {grid}" + (f" at {self.centres}" if self.centres else ""),
                 "status": self.statuses[i],
                 "cost": f"{f.cost:.2f} forwards",
             }

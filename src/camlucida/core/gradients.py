@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import Node
 
 
 def vjp(at: Tensor, along: Tensor, acts: Sequence[Tensor], keep: bool = False) -> list[Tensor | None]:
@@ -52,6 +53,30 @@ def steep(score: Float[Tensor, ""], act: Tensor) -> Tensor | None:
     """The gradient of one number at an activation, itself with a graph; None where it does not depend on it."""
     (found,) = torch.autograd.grad(score, act, create_graph=True, allow_unused=True)
     return found
+
+
+def made_from(tensors: Sequence[Tensor], sources: Sequence[Tensor]) -> list[bool]:
+    """Which of these tensors were computed from any of the sources, as the graph that was recorded has it.
+
+    >>> a, b = (torch.ones(1, requires_grad=True) * 1 for _ in range(2))
+    >>> made_from([a + b, b * 2, a], [a])
+    [True, False, True]
+    """
+    known: dict[Node, bool] = {s.grad_fn: True for s in sources if s.grad_fn is not None}
+
+    def below(node: Node) -> list[Node]:
+        return [n for n, _ in node.next_functions if n is not None]
+
+    waiting = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    while waiting:  # without recursion: graphs are deeper than Python's stack
+        node = waiting[-1]
+        if node in known:
+            waiting.pop()
+        elif unknown := [n for n in below(node) if n not in known]:
+            waiting.extend(unknown)
+        else:
+            known[waiting.pop()] = any(known[n] for n in below(node))
+    return [t.grad_fn is not None and known[t.grad_fn] for t in tensors]
 
 
 def _rows(at: Tensor, along: Tensor, acts: Sequence[Tensor], keep: bool) -> list[Tensor | None]:

@@ -14,9 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from camlucida.core.capture import Call, How, Inputs, run
-from camlucida.core.layouts import POOLS, Grid, Layout, has_space, infer
-from camlucida.core.scope import named, unwrap
+from camlucida.core.choice import Blocks, Trunk
+from camlucida.core.choice import Place as Place
+from camlucida.core.layouts import Grid, Layout, has_space, infer
+from camlucida.core.probe import remember
+from camlucida.core.scope import black_box, named, unwrap
+from camlucida.core.strangers import strangers
 from camlucida.core.targets import logits, score
+from camlucida.core.texts import reached
 from camlucida.errors import LayerError, LayoutError, TargetError, did_you_mean
 from camlucida.types import Act
 
@@ -73,25 +78,19 @@ def _old_style(module: nn.Module, rest: str, path: str = "") -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Place:
-    """One layer's output as seen by the survey; ``share`` is the part of its grid that the score depends on."""
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    layout: Layout
-    grid: Grid
-    share: float
-    bare: bool
-    order: int
-
-
-@dataclass(frozen=True)
 class Survey:
-    """Every layer with space, in the order of running, the trunk's places among them, and the choice."""
+    """Every layer with space, in the order of running, the trunk's places among them, and the choice.
+
+    ``texts`` are the layers that a text among the inputs takes part in: none of them is a grid of the picture. Neither
+    are the ``strangers``, which look at another picture among the inputs. ``whole`` says whether all the evidence goes
+    through the choice; where the model has no such layer, it is one branch of several.
+    """
 
     all: tuple[Place, ...]
     places: tuple[Place, ...]
+    texts: frozenset[str] = frozenset()
+    strangers: frozenset[str] = frozenset()
+    whole: bool = True
 
     def grids_before(self, name: str) -> list[Grid]:
         """The grids met before a layer ran: what its tokens may be cut from."""
@@ -109,6 +108,11 @@ class Survey:
     @property
     def choice(self) -> Place:
         """The last place. Raises: LayerError where the model has none."""
+        if not self.places and self.all and not any(p.share for p in self.all):
+            raise LayerError(
+                "the score does not depend on the picture: its gradient is exactly zero at every layer, as in a newly "
+                "built net whose last layer starts at zero. Load trained weights, or choose another target."
+            )
         if not self.places:
             raise LayerError(
                 "no layer of this model keeps both space and a gradient from its score: "
@@ -134,7 +138,10 @@ def survey(model: nn.Module, inputs: Inputs, target: Score | None = None, again:
     has the same modules; ``again`` looks anew.
     """
     net = unwrap(model)
-    key = (tuple(inputs.x.shape[1:]), inputs.x.dtype, tuple((n, id(m)) for n, m in named(net).items()))
+    if hidden := black_box(net):
+        raise LayerError(f"{hidden} hides its layers: there is none to look at.")
+    seen = (tuple(inputs.x.shape[1:]), inputs.x.dtype, inputs.spoken)
+    key = (*seen, inputs.output, tuple((n, id(m)) for n, m in named(net).items()))
     try:
         known = _SEEN.setdefault(net, weakref.WeakKeyDictionary()).setdefault(target or logits, {})
     except TypeError:  # a target that cannot be remembered weakly is not remembered
@@ -154,18 +161,28 @@ def _look(net: nn.Module, inputs: Inputs, target: Score | None) -> Survey:
         return _pass(net, inputs, target)
     picture, one = inputs.x, inputs.row(0)
     noise = torch.randn(picture[:1].shape, generator=torch.Generator().manual_seed(0)).to(picture)
-    found = _pass(net, one.map(lambda v: noise if v.data_ptr() == picture.data_ptr() else v), None)
+    found = _pass(net, one.put(noise), None)
     return found if found.places else _pass(net, one, None)
 
 
 def _pass(net: nn.Module, one: Inputs, target: Score | None) -> Survey:
     modules = named(net)
-    with run(net, one, (), spy=[n for n in modules if n], how=How(whole=True)) as tape:
+    others = strangers(net, one, [n for n in modules if n])
+    with run(net, one, ["input"], spy=[n for n in modules if n], how=How(whole=True)) as tape:
         count = len(one.x)
         total = score(target, tape.output, count).sum() if target else _best(tape.output, count)
-        calls = list(zip(tape.calls, tape.flow(total), strict=True))
+        texts = frozenset(c.name for c, text in zip(tape.calls, reached(tape.calls, one), strict=True) if text)
+        blocks = Blocks(modules)
+        own = [c.name not in texts | others and blocks.around(c.name) not in texts for c in tape.calls]
+        calls = [c for c, mine in zip(zip(tape.calls, tape.flow(total), strict=True), own, strict=True) if mine]
         seen = _places(calls, tuple(one.x.shape[2:]), count)
-        return Survey(tuple(p for p, _ in seen), tuple(_trunk(seen, modules)))
+        times = Counter(c.name for c in tape.calls)
+        trunk = Trunk(total, seen, blocks, times)
+        places = tuple(trunk.places)
+        if places:  # the graph tells where the cells of the choice lie, too
+            feature = next(c.feature for p, c in seen if p is places[-1] and c.feature is not None)
+            remember(net, one, {places[-1].name: (places[-1].layout, feature)}, tape.acts["input"])
+        return Survey(tuple(p for p, _ in seen), places, texts, others, trunk.whole)
 
 
 def _best(output: object, count: int) -> Tensor:
@@ -201,72 +218,9 @@ def _places(calls: Sequence[tuple[Call, Tensor | None]], space: Grid, count: int
 
 
 def _share(grad: Act) -> float:
-    """The part of the places where any channel's gradient is not zero; a few channels mostly show it already."""
-    for step in (max(1, grad.shape[1] // 16), 1):
+    """The part of the places where any channel's gradient is not zero; one channel or a few mostly show it."""
+    for step in (grad.shape[1], max(1, grad.shape[1] // 16), 1):
         share = float((grad[:, ::step] != 0).any(1).float().mean())
         if share == 1.0:
             break
     return share
-
-
-_PASSING = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
-
-
-def _trunk(seen: Sequence[tuple[Place, Call]], modules: dict[str, nn.Module]) -> list[Place]:
-    """The places worth a map: space and gradient, not a mere pool or view, one name a tensor, no innards of a block."""
-    times = Counter(p.name for p, _ in seen)
-    pooled = {id(c.feature) for _, c in seen if isinstance(c.module, POOLS)}
-    live = [(p, c) for p, c in seen if p.share > 0 and has_space(p.grid) and times[p.name] == 1 and not _passing(c)]
-    alive = [(p, c) for p, c in live if id(c.feature) not in pooled] or live
-    named_once: dict[int, Place] = {}
-    for place, call in alive:
-        rival = named_once.get(id(call.feature))
-        if rival is None or (place.bare, -_depth(place.name)) >= (rival.bare, -_depth(rival.name)):
-            named_once[id(call.feature)] = place
-    places = sorted(named_once.values(), key=lambda p: p.order)
-    while places and (better := _out_of_block(places, modules)) is not places[-1]:
-        places = places[: places.index(better) + 1] if better else []
-    return [p for p in places if p is places[-1] or _block_around(p.name, modules) is None]
-
-
-def _passing(call: Call) -> bool:
-    """Whether the module only hands its input on, as it is or as a view."""
-    if isinstance(call.module, _PASSING) or call.given is None or call.feature is None:
-        return isinstance(call.module, _PASSING)
-    same_memory = call.given.untyped_storage().data_ptr() == call.feature.untyped_storage().data_ptr()
-    return same_memory and call.feature is not call.given
-
-
-def _out_of_block(places: Sequence[Place], modules: dict[str, nn.Module]) -> Place | None:
-    """The last place, or where it lies among the innards of a repeated block, the block's last own child before it."""
-    last = places[-1]
-    block = _block_around(last.name, modules)
-    if block is None:
-        return last
-    own = [p for p in places if p.name.rpartition(".")[0] == block]
-    before = [p for p in places if not p.name.startswith(block + ".")]
-    return own[-1] if own else (before[-1] if before else None)
-
-
-def _block_around(name: str, modules: dict[str, nn.Module]) -> str | None:
-    """The nearest ancestor that is one of a row of blocks: it has a sibling of its own kind."""
-    parent = name.rpartition(".")[0]
-    while parent:
-        around = parent.rpartition(".")[0]
-        kin = (m for n, m in modules.items() if n and n != parent and n.rpartition(".")[0] == around)
-        if any(_alike(m, modules[parent]) for m in kin):
-            return parent
-        parent = around
-    return None
-
-
-def _alike(one: nn.Module, two: nn.Module) -> bool:
-    """Of one class; mere containers must hold the same classes, too."""
-    if type(one) is not type(two):
-        return False
-    plain = isinstance(one, nn.Sequential | nn.ModuleList)
-    return not plain or {type(m) for m in one.children()} == {type(m) for m in two.children()}
-
-
-def _depth(name: str) -> int:
-    return name.count(".")

@@ -197,9 +197,14 @@ def _token_grid(shape: Sequence[int], space: Grid, seen: Sequence[Grid]) -> tupl
 
 
 def strided_grids(space: Grid) -> list[Grid]:
-    """Every grid that a whole stride cuts the input into without a rest, finest first."""
-    strides = [n for n in range(1, min(space) + 1) if all(s % n == 0 for s in space)]
-    return [tuple(s // n for s in space) for n in strides]
+    """Every grid that a whole stride cuts the input into without a rest, finest first; an axis of one place stays.
+
+    >>> strided_grids((1, 4, 6))
+    [(1, 4, 6), (1, 2, 3)]
+    """
+    long = [s for s in space if s > 1] or list(space)
+    strides = [n for n in range(1, min(long) + 1) if all(s % n == 0 for s in long)]
+    return [tuple(s // n if s > 1 else 1 for s in space) for n in strides]
 
 
 def has_space(grid: Sequence[int]) -> bool:

@@ -1,7 +1,7 @@
 """Targets and methods put to one model and one batch: one forward pass, then what has to be asked again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -9,14 +9,17 @@ from torch import Tensor, nn
 
 from camlucida import maps
 from camlucida.core import layers as layers_
+from camlucida.core import settle
 from camlucida.core import targets as targets_
 from camlucida.core.capture import Inputs, Tape, read
 from camlucida.core.evidence import Answers, Evidence, put
 from camlucida.core.layouts import has_space, infer, plain
-from camlucida.core.scope import named, unwrap
+from camlucida.core.probe import centred
+from camlucida.core.scope import black_box, named, unwrap
 from camlucida.core.scorer import Subject
-from camlucida.errors import InputError, LayerError, LayoutError, TargetError
-from camlucida.registry import Method
+from camlucida.core.settle import Settled, Task
+from camlucida.errors import InputError, LayerError, LayoutError, MethodError, TargetError
+from camlucida.registry import Method, list_methods
 from camlucida.types import Layout, Target
 
 LayerAsk = str | int | nn.Module | tuple[str | nn.Module, Layout] | None
@@ -33,6 +36,7 @@ class Seen:
     index: Int[Tensor, "t b"] | None
     logits: Float[Tensor, "b k"] | None
     seconds: float
+    settled: tuple[Settled | None, ...] = ()
 
     def statuses(self) -> dict[tuple[str, Method], list[tuple[maps.Status, ...]]]:
         """The status of every map, by layer and method, then target; all of one kind looked at together."""
@@ -53,29 +57,51 @@ class Seen:
 
 @dataclass(frozen=True)
 class Question:
-    """Targets and methods asked of one model and one batch."""
+    """Targets and methods asked of one model and one batch.
+
+    ``branches`` are the layers found by themselves that do not carry all the evidence, noted as they are found.
+    """
 
     net: nn.Module
     inputs: Inputs
     targets: Sequence[Target]
     methods: Sequence[Method]
+    branches: set[str] = field(default_factory=set)
 
     def place(self, ask: LayerAsk) -> tuple[str, Layout | None]:
         """The layer asked for by name, with its layout where that is known before the run."""
         if isinstance(ask, tuple) and len(ask) == 2 and callable(ask[1]):
-            return layers_.resolve(self.net, ask[0]), ask[1]
+            return self._seeing(layers_.resolve(self.net, ask[0])), ask[1]
         if not isinstance(ask, str | int | nn.Module | None) or isinstance(ask, bool):
             raise LayerError(f"a layer is a module, a name, a number or (layer, layout); got {ask!r}.")
         if ask is None or isinstance(ask, int):
             seen = self.survey()
-            place = seen.choice if ask is None else seen.numbered(ask)
+            place = self.choice(seen) if ask is None else seen.numbered(ask)
+            if ask is None and not seen.whole and place == seen.choice:
+                self.branches.add(place.name)
             return place.name, place.layout
-        return layers_.resolve(self.net, ask), None
+        return self._seeing(layers_.resolve(self.net, ask)), None
+
+    def _seeing(self, name: str) -> str:
+        """The layer again. Raises: LayerError where it looks at another picture among the inputs."""
+        if self.inputs.rivals() and name in self.survey().strangers:
+            raise LayerError(
+                f"layer {name!r} gives the same whatever {self.inputs.spoken} shows, so its map would lie on the wrong "
+                "picture: say which one is meant, as cl.Inputs(args, kwargs, mapped=…), or ask for another layer."
+            )
+        return name
+
+    @property
+    def _own(self) -> Target | None:
+        # A target of the user's own must itself judge the layers; class targets all agree with the logits.
+        return next((t for t in self.targets if not isinstance(t, targets_.ClassTarget)), None)
 
     def survey(self, again: bool = False) -> layers_.Survey:
-        # A target of the user's own must itself judge the layers; class targets all agree with the logits.
-        own = next((t for t in self.targets if not isinstance(t, targets_.ClassTarget)), None)
-        return layers_.survey(self.net, self.inputs, own, again)
+        return layers_.survey(self.net, self.inputs, self._own, again)
+
+    def choice(self, seen: layers_.Survey) -> layers_.Place:
+        """The layer that is taken where none is named: the last place, or the one that a task finds of use."""
+        return self._own.place(seen) if isinstance(self._own, Task) else seen.choice
 
     def answer(self, asked: Sequence[LayerAsk]) -> tuple[list[tuple[Method, str]], Seen]:
         """The (method, layer) pairs and what they answer; where a remembered place no longer runs, the model is looked
@@ -89,12 +115,25 @@ class Question:
                 raise
             return fresh, self.ask(fresh, anew)
 
+    def centres(self, seen: Seen) -> dict[str, tuple[tuple[int, ...], maps.Centres | None]]:
+        """The grid of each layer, and where its cells lie in the input; None: spread evenly."""
+        found = centred(self.net, self.inputs, seen.layouts)
+        grids = {n: tuple(seen.layouts[n](raw).shape[2:]) for n, raw in seen.raw.items()}
+        reach = settle.reach(self.targets)
+        if reach:  # the model pads within itself: its grids end beyond the picture
+            far = [r * n for r, n in zip(reach, self.inputs.x.shape[2:], strict=True)]
+            found = {n: c or (maps.Centres.even(far, grids[n]) if n != "input" else None) for n, c in found.items()}
+        return {n: (grid, found[n]) for n, grid in grids.items()}
+
     def places(self, asked: Sequence[LayerAsk]) -> tuple[list[tuple[Method, str]], dict[str, Layout | None]]:
         """Every method at every layer asked for, and each layer's layout where that is known before the run."""
         pairs: list[tuple[Method, str]] = []
         known: dict[str, Layout | None] = {}
+        hidden = black_box(unwrap(self.net))
         for method in self.methods:
             for ask in asked:
+                if hidden:
+                    _check_asks(hidden, method, ask)
                 name, layout = ("input", None) if ask is None and method.at == "input" else self.place(ask)
                 if name in known and known[name] != layout:
                     raise InputError("a layer was asked for with two layouts at once: ask for one after the other.")
@@ -140,7 +179,7 @@ class Question:
         subject = Subject(
             self.net, self.inputs, name, seen.layouts[name], seen.raw[name], self.targets, picked, seen.scores,
             seen.answers.slopes.get(name), torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
-            seen.logits,
+            seen.logits, seen.settled,
         )  # fmt: skip
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
             for method in methods:
@@ -164,11 +203,17 @@ class Question:
         asked = put(self.targets, tape.output, count)
         with torch.autocast(self.inputs.x.device.type, enabled=False):  # maps are summed in full precision
             found = Evidence(tape, layouts, unwrap(self.net), asked, reading, forward).answers()
+        settled = settle.settled(self.targets, tape.output)
+        return Seen(found, layouts, raw, asked.scores, asked.index, self._logits(tape), tape.seconds, settled)
+
+    def _logits(self, tape: Tape) -> Tensor | None:
+        """The class logits; None of a model of another kind, explained by a target of the user's own."""
         try:
-            logits = targets_.logits(tape.output).detach()
+            y = targets_.logits(tape.output)
         except TargetError:
-            logits = None  # a model of another kind, explained by a target of the user's own
-        return Seen(found, layouts, raw, asked.scores, asked.index, logits, tape.seconds)
+            return None
+        targets_.refuse_sigmoid(self.targets, y)
+        return y.detach()
 
     def _layout(self, name: str, act: Tensor) -> Layout:
         space = tuple(self.inputs.x.shape[2:])
@@ -176,6 +221,11 @@ class Question:
         if name == "input" or plain(act.shape, space, module):
             return infer(act.shape, space, module)
         seen = self.survey()
+        if name in seen.texts:
+            raise LayoutError(
+                f"a text takes part in what layer {name!r} gives, so it is no grid of the picture's places: say where "
+                "they are in it, as layer=(name, function to channels first), or ask for another layer"
+            )
         place = seen.of(name)
         return place.layout if place else infer(act.shape, space, module, seen.grids_before(name))
 
@@ -183,7 +233,7 @@ class Question:
         """The same error, naming the layer that works, unless it is the very one that does not."""
         try:
             kind = LayoutError if isinstance(problem, LayoutError) else LayerError
-            best = self.survey(again=True).choice.name
+            best = self.choice(self.survey(again=True)).name
             same = f"layer {best!r}" in str(problem)
             return kind(str(problem) if same else f"{str(problem).rstrip('.')}: use layer={best!r}.")
         except (LayerError, TargetError):
@@ -201,8 +251,20 @@ class Question:
         if any(p.share > 0 and p.order < place.order for p in seen.all):
             raise LayerError(
                 f"the score does not depend on any place of layer {name!r} (its gradient there is exactly zero): "
-                f"use layer={seen.choice.name!r}."
+                f"use layer={self.choice(seen).name!r}."
             )
+
+
+def _check_asks(hidden: str, method: Method, ask: LayerAsk) -> None:
+    """Raise where something is to be read inside a model that hides its layers."""
+    if not method.answers_only:
+        able = " or ".join(f"method={m.name!r}" for m in list_methods().values() if m.answers_only)
+        raise MethodError(
+            f"{method.title} reads inside the model, and {hidden} hides its layers and gradients: {able} asks for its "
+            "answers alone, and works."
+        )
+    if ask not in (None, "input"):
+        raise LayerError(f"{hidden} hides its layers: {method.title} covers the picture there; leave layer= out.")
 
 
 def class_of(target: Target, logits: Tensor | None) -> Tensor | None:

@@ -5,7 +5,7 @@ or a method, in place or not. Each is computed as before and takes the rule when
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -83,6 +83,11 @@ class _Mode(TorchFunctionMode):
 def _rectifies(low: Any, high: Any) -> bool:
     """Whether nothing below zero passes; bounds that are tensors are no rectifier's."""
     return isinstance(low, int | float) and low == 0 and (high is None or (isinstance(high, int | float) and high > 0))
+
+
+def under(rule: str) -> AbstractContextManager[None]:
+    """`rectifiers`, or nothing at all where no rule is named."""
+    return rectifiers(rule) if rule else nullcontext()
 
 
 @contextmanager

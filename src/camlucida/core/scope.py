@@ -92,7 +92,7 @@ def plain_checkpoints() -> Iterator[None]:
 def unwrap(model: nn.Module) -> nn.Module:
     """The module that does the work inside DataParallel, DistributedDataParallel and ``torch.compile`` wrappers.
 
-    Raises: ModelError where it is no PyTorch module, or one whose layers cannot be looked into.
+    Raises: ModelError where it is no PyTorch module.
 
     >>> net = nn.Linear(2, 2)
     >>> unwrap(nn.DataParallel(net)) is net
@@ -109,18 +109,35 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def _open(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
-        raise ModelError(f"a model is a torch.nn.Module whose layers can be looked into; got {type(model).__name__}.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("TorchScript hides its layers: explain the eager model that it was made from.")
+        raise ModelError(f"a model is a torch.nn.Module; got {type(model).__name__}.")
     return model
 
 
+def black_box(model: nn.Module) -> str:
+    """What a model is whose layers cannot be looked into, in words; nothing where they can.
+
+    TorchScript is, and what holds some; any module of one's own says so by an attribute ``black_box``.
+
+    >>> net = nn.Flatten()
+    >>> net.black_box = "a remote service"
+    >>> black_box(net), black_box(nn.Flatten())
+    ('a remote service', '')
+    """
+    said = getattr(model, "black_box", "")
+    if isinstance(said, str) and said:
+        return said
+    return "TorchScript" if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()) else ""
+
+
 def named(net: nn.Module) -> dict[str, nn.Module]:
-    """Every module by the dotted name its author knows, wrappers left out; the net itself is ``""``.
+    """Every module by the dotted name its author knows, wrappers left out; the net itself is ``""``, and all there is
+    of a black box.
 
     >>> list(named(nn.Sequential(nn.DataParallel(nn.ReLU()))))
     ['', '0']
     """
+    if black_box(net):
+        return {"": net}
     found: dict[str, nn.Module] = {}
 
     waiting = [("", net)]
@@ -150,7 +167,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     try:
         with _LOCK:
             for m in model.modules():
-                if m.training or m in _EVALUATING:
+                if getattr(m, "training", False) or m in _EVALUATING:  # frozen TorchScript has lost the word
                     held.append(m)  # noted first: an interrupt may fall between any two lines
                     _EVALUATING[m] = _EVALUATING.get(m, 0) + 1
                     m.training = False

@@ -1,9 +1,8 @@
 """Asking the model again about one picture: other activations at a layer, other pictures, other directions.
 
-A perturbed layer re-runs only what follows it: the picture enters once, and the batch grows at the layer to as many
-rows as are asked for. That this is the same as running each row by itself is checked, on each picture's first answer:
-its first and last row are the undisturbed activation, and must give the undisturbed scores. A model that does not bear
-it (one that joins two branches of different batch sizes, or folds its batch axis) is run with the whole batch.
+A perturbed layer re-runs only what follows it: the picture enters once, and the batch grows at the layer. That this
+is the same as running each row by itself is checked on each picture's first answer, whose first and last row are the
+undisturbed activation. A model that does not bear it (one that folds its batch axis, say) is run with the whole batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,19 +15,20 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from camlucida.core import targets
-from camlucida.core.again import holds, mixed, own, put_again
+from camlucida.core.again import answers, astray, holds, mixed, own, put_again, steady
+from camlucida.core.ahead import shortened
 from camlucida.core.alone import Alone
 from camlucida.core.biases import Bias, biases, placed, terms
 from camlucida.core.capture import How, Inputs, Tape, bend, full, run, vjp
-from camlucida.core.chunks import in_chunks, rows_that_fit
+from camlucida.core.chunks import few_rows, in_chunks, rows_that_fit
 from camlucida.core.evidence import put
 from camlucida.core.gradients import jvp
 from camlucida.core.looking import Looking
 from camlucida.core.restore import put_back, scatter
-from camlucida.core.rules import rectifiers
-from camlucida.core.targets import ClassTarget
+from camlucida.core.rules import under
+from camlucida.core.settle import Settled, of_picture
+from camlucida.core.swift import WORTH, Body, fastest
 from camlucida.core.twice import InTheOpen
-from camlucida.errors import LayerError
 from camlucida.types import Act, Attention, Layout, Make, Target
 
 _TAIL, _WHOLE = 4, 64  # memory that a row needs on its way, in its own: from a layer on, and through the whole model
@@ -39,8 +39,7 @@ _Scope = AbstractContextManager[object]
 class Subject:
     """What is asked of one layer for a whole batch: ``raw`` is what the layer gave, in its own shape.
 
-    ``picked`` are the classes of each target, fixed, or None for a target of the user's own; ``slopes``
-    gives the gradient ``t c *space`` of a picture where the scores are proved linear in the activation.
+    ``picked``: each target's classes, None for a user's own; ``slopes``: a picture's, where they are proved constant.
     """
 
     net: nn.Module
@@ -54,6 +53,7 @@ class Subject:
     slopes: Callable[[int], Tensor] | None = None
     autocast: torch.dtype | None = None  # the caller's: the model runs under it, the arithmetic of methods does not
     logits: Float[Tensor, "b k"] | None = None
+    settled: Sequence[Settled | None] = ()
 
     def picture(self, i: int) -> "PictureScorer":
         """The scorer of picture ``i``."""
@@ -61,12 +61,7 @@ class Subject:
 
     def fixed(self, i: int) -> list[Target]:
         """The targets of picture ``i``, with the classes that it had undisturbed."""
-        y = None if self.logits is None else self.logits[i : i + 1]
-        pairs = zip(self.targets, self.picked, strict=True)
-        return [
-            t.fixed(int(k[i]), y) if isinstance(t, ClassTarget) and k is not None and y is not None else t
-            for t, k in pairs
-        ]
+        return of_picture(i, self.targets, self.picked, self.settled, self.logits)
 
 
 @final
@@ -81,17 +76,22 @@ class PictureScorer:
         self.slope = subject.slopes(i) if subject.slopes else None
         self.random = Generator().manual_seed(0)
         self._grows: bool | None = None if subject.name != "input" else False
-        self._sound = not own(self._targets)  # whether other rows may stand beside the picture
+        self._sound = not own(self._targets) and self._inputs.lone  # whether other rows may stand beside the picture
+        self._body: Body | None = None
+        self._tail: nn.Module | None = None
+        self._tried = subject.autocast is not None  # to have what runs before the layer from memory
+        self._off: Tensor | float = 0.0
 
     @contextmanager
     def _run(
-        self, inputs: Inputs, layers: Sequence[str], how: How | None = None, during: _Scope | None = None
-    ) -> Iterator[Tape]:
+        self, inputs: Inputs, layers: Sequence[str], how: How | None = None, during: _Scope | None = None,
+        net: nn.Module | None = None,
+    ) -> Iterator[Tape]:  # fmt: skip
         dtype = self._s.autocast
         kind = self.x.device.type
         with torch.autocast(kind, dtype, enabled=dtype is not None), ExitStack() as held:
             with during or nullcontext():  # around the model alone: targets of one's own are no part of it
-                tape = held.enter_context(run(self._s.net, inputs, layers, how=how))
+                tape = held.enter_context(run(net or self._s.net, inputs, layers, how=how))
             with torch.autocast(kind, enabled=False):
                 yield tape
 
@@ -104,16 +104,27 @@ class PictureScorer:
             return self._chunks(
                 count, lambda at: self.base[:, None] + slope @ (make(at) - self.act).flatten(1).T, self.act
             )
+        if count > self._room(self.act):
+            self._shorten()
         return self._chunks(count, lambda at: self._from_layer(make(at)), self.act)
 
     def at_input(self, count: int, make: Make) -> Float[Tensor, "t n"]:
-        """As `Scorer`."""
+        """As `Scorer`; of many pictures by the fastest body of the model that is proved on the first of them."""
+        if count >= WORTH and self._body is None and self._s.autocast is None:
+            self._hurry(torch.cat([self.x[None], make(torch.arange(1)).to(self.x)]))
         return self._chunks(count, lambda at: self._from_input(make(at)), self.x)
 
     def _from_layer(self, acts: Act) -> Float[Tensor, "t n"]:
         if self._grows is None:
             return self._first(acts)
+        self._shorten()  # it is not the last time, it seems
         return self._resumed(acts, self._grows)
+
+    def _shorten(self) -> None:
+        """Find out, once, whether what runs before the layer can be had from memory: many chunks are to come."""
+        if not self._tried:
+            self._tail = shortened(self._s.net, self._inputs, self._s.name, self._raw)
+        self._tried = True
 
     def _first(self, acts: Act) -> Float[Tensor, "t n"]:
         """The first answer, with the undisturbed activation at both its ends: so a mixed-up batch shows."""
@@ -132,18 +143,16 @@ class PictureScorer:
                 return found[:, 1:-1]
         if own(self._targets):
             raise mixed()
-        raise LayerError(
-            f"the scores do not follow from layer {self._s.name!r} alone: with its own activation put back they come "
-            "out different, so that perturbing it would show nothing true. Ask for another layer, or another method."
-        )
+        raise astray(self._s.name)
 
     def _resumed(self, acts: Act, grows: bool) -> Float[Tensor, "t n"]:
-        with self._from(self._put_back(acts), grows, False, None) as tape:
+        with self._from(put_back(acts, self._raw, self._s.layout), grows, False, None) as tape:
             return self._scores(tape, len(acts))
 
     def _from(self, raw: Tensor, grows: bool, graph: bool, during: _Scope | None) -> AbstractContextManager[Tape]:
         inputs = self._inputs if grows else self._inputs.showing(self._inputs.x.expand(len(raw), *self.x.shape))
-        return self._run(inputs, [self._s.name], How(put={self._s.name: raw}, graph=graph), during)
+        tail = self._tail if grows and not graph else None
+        return self._run(inputs, [self._s.name], How(put={self._s.name: raw}, graph=graph), during, tail)
 
     def _from_input(self, xs: Tensor) -> Float[Tensor, "t n"]:
         """As for a layer, the picture itself is at both ends of the first answer."""
@@ -157,32 +166,28 @@ class PictureScorer:
         return found[:, 1:-1]
 
     def _beside(self) -> None:
-        """Find out whether targets of the user's own bear other rows beside the picture."""
+        """Find out whether the picture is scored the same by itself and beside other rows, where that is not plain."""
         if not self._sound:
             self._from_input(self.x[None])
 
+    def _hurry(self, xs: Tensor) -> None:
+        """Settle the body, and how far by rounding its score of the picture is off: that is no drop."""
+        self._beside()  # before anything is made up for
+        self._body = fastest(self._s.net, self._inputs, xs)
+        if self._body.net is not self._s.net or self._body.last:
+            with self._by(self._body, xs[:1]) as tape:
+                self._off = self.base[:, None] - answers(self._targets, tape.output, 1).detach()
+
     def _shown(self, xs: Tensor) -> Float[Tensor, "t n"]:
-        with self._run(self._inputs.showing(xs), [], How(graph=False)) as tape:
-            return self._scores(tape, len(xs))
+        with self._by(self._body or Body(self._s.net), xs) as tape:
+            return self._scores(tape, len(xs), self._off)
 
-    def _scores(self, tape: Tape, count: int) -> Float[Tensor, "t n"]:
+    def _by(self, body: Body, xs: Tensor) -> AbstractContextManager[Tape]:
+        return self._run(self._inputs.showing(body.seeing(xs)), [], How(graph=False), net=body.net)
+
+    def _scores(self, tape: Tape, count: int, off: Tensor | float = 0.0) -> Float[Tensor, "t n"]:
         """Scores of all targets; what differs by no more than rounding is the undisturbed score."""
-        found = self._answers(tape, count).detach()
-        noise = 8 * torch.finfo(found.dtype).eps * self.base.abs().max().clamp(min=1e-30)
-        base = self.base[:, None].to(found)
-        return torch.where((found - base).abs() <= noise, base, found)
-
-    def _answers(self, tape: Tape, count: int) -> Float[Tensor, "t n"]:
-        if own(self._targets):
-            return full(put_again(targets.scores, self._targets, tape.output, count))
-        return self._classes(full(targets.logits(tape.output, count)))
-
-    def _classes(self, y: Float[Tensor, "n k"]) -> Float[Tensor, "t n"]:
-        known = [t for t in self._targets if isinstance(t, ClassTarget)]
-        index = torch.tensor([t.indices[0] for t in known], device=y.device)
-        if all(t.score == "logit" for t in known):
-            return y[:, index].T
-        return targets.class_scores(known, y.expand(len(known), *y.shape), index[:, None].expand(-1, len(y)))
+        return steady(answers(self._targets, tape.output, count).detach() + off, self.base)
 
     def _chunks(
         self, count: int, score: Callable[[Int[Tensor, " m"]], Float[Tensor, "t m"]], like: Tensor
@@ -191,6 +196,8 @@ class PictureScorer:
         return torch.cat(found, 1) if found else self.base.new_zeros(len(self.base), 0)
 
     def _room(self, like: Tensor) -> int:
+        if like is self.act and self._tail is not None:
+            return few_rows(like, _TAIL)
         return rows_that_fit(like, _WHOLE if like is self.x else _TAIL)
 
     def slopes(self, acts: Float[Tensor, "n c *space"], rule: str = "") -> Float[Tensor, "t n c *space"]:
@@ -199,7 +206,7 @@ class PictureScorer:
             return self.slope[:, None].expand(-1, len(acts), *self.slope.shape[1:])
         found = []
         for part in acts.split(self._room(self.act)):
-            with self._recorded(part, _under(rule)) as tape:
+            with self._recorded(part, under(rule)) as tape:
                 found.append(self._gradients(tape, len(part)))
         return torch.cat(found, 1)
 
@@ -207,13 +214,9 @@ class PictureScorer:
         if self._s.name == "input":
             self._beside()
             return self._run(self._inputs.showing(acts), ["input"], during=during)
-        self._settle()
-        return self._from(self._put_back(acts), bool(self._grows), True, during)
-
-    def _settle(self) -> None:
-        """Find out whether the batch may grow at the layer, which the first answer tells."""
-        if self._grows is None:
-            self._from_layer(self.act[None])
+        if self._grows is None:  # which the first answer tells
+            self._first(self.act[None])
+        return self._from(put_back(acts, self._raw, self._s.layout), bool(self._grows), True, during)
 
     def _gradients(self, tape: Tape, count: int) -> Float[Tensor, "t n c *space"]:
         asked = put_again(put, self._targets, tape.output, count)
@@ -222,15 +225,16 @@ class PictureScorer:
 
     def along(self, count: int, make: Make) -> Float[Tensor, "t n"]:
         """As `Scorer`."""
-        self._settle()
+        if self._grows is None:
+            self._first(self.act[None])
         return self._chunks(count, lambda at: self._derived(make(at)), self.act)
 
     def _derived(self, ways: Act) -> Float[Tensor, "t n"]:
-        raw = self._put_back(self.act.expand_as(ways)).contiguous()
+        raw = put_back(self.act.expand_as(ways), self._raw, self._s.layout).contiguous()
 
         def answer(raw: Tensor) -> Tensor:
             with self._from(raw, bool(self._grows), False, InTheOpen()) as tape:
-                return self._answers(tape, len(raw))
+                return answers(self._targets, tape.output, len(raw))
 
         return jvp(answer, raw, ways if self._s.layout(self._raw) is self._raw else self._scatter(ways))
 
@@ -261,7 +265,7 @@ class PictureScorer:
         self._beside()
         found = []
         for part in xs.split(self._room(self.x)):
-            with self._run(self._inputs.showing(part), ["input"], during=_under(rule)) as tape:
+            with self._run(self._inputs.showing(part), ["input"], during=under(rule)) as tape:
                 asked = put_again(put, self._targets, tape.output, len(part))
                 found.append(tape.gradients(asked.at, asked.along, ["input"])["input"])
         return torch.cat(found, 1)
@@ -286,15 +290,9 @@ class PictureScorer:
 
     def attend(self, read: Callable[[Attention], Tensor], last: int = 0, score: str = "output") -> Tensor:
         """As `Scorer`."""
+        self._beside()
         s, grid = self._s, tuple(self.act.shape[1:])
         return Looking(s.net, self._inputs, self._targets, grid, s.layout, s.autocast).attend(read, last, score)
 
-    def _put_back(self, acts: Act) -> Tensor:
-        return put_back(acts, self._raw, self._s.layout)
-
     def _scatter(self, acts: Act) -> Tensor:
         return scatter(acts, self._raw, self._s.layout)
-
-
-def _under(rule: str) -> _Scope:
-    return rectifiers(rule) if rule else nullcontext()

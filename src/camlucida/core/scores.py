@@ -24,11 +24,28 @@ def take(values: Logits, index: Classes) -> Scores:
     return values.gather(1, index[:, None])[:, 0]
 
 
+def probable(y: Float[Tensor, "b k *space"]) -> Float[Tensor, "b k *space"]:
+    """The softmax over the classes, or the scores themselves where they are probabilities that add up to one.
+
+    >>> probable(torch.tensor([[0.25, 0.75]])).tolist()
+    [[0.25, 0.75]]
+    """
+    slack = max(1e-3, torch.finfo(y.dtype).eps)
+    y = y.float()
+    given = bool((y >= 0).all()) and bool(((y.sum(1) - 1).abs() < slack).all())
+    return y if given else y.softmax(1)
+
+
 def _margin(y: Logits, index: Classes) -> Scores:
     if y.shape[1] < 2:
         raise TargetError("a margin needs at least two classes; this output has one.")
     rivals = y.scatter(1, index[:, None], -torch.inf)
     return take(y, index) - rivals.amax(1)
+
+
+def _side(y: Scores) -> Scores:
+    """+1 where a number is above 0, −1 elsewhere; it takes no part in the gradient."""
+    return (y.detach() > 0).to(y) * 2 - 1
 
 
 SCORES: dict[str, Way] = {
@@ -38,6 +55,9 @@ SCORES: dict[str, Way] = {
     "margin": _margin,
     "logit_minus_mean": lambda y, index: take(y, index) - y.mean(1),
     "rest": lambda y, index: take(y, index) + take(y.log_softmax(1), index),
+    "sigmoid": lambda y, index: take(y.sigmoid(), index),
+    "minus": lambda y, index: -take(y, index),
+    "side": lambda y, index: take(y, index) * _side(take(y, index)),
 }
 
 
@@ -104,13 +124,29 @@ def scoring(score: str) -> Way:
         ) from None
 
 
+def spoken(score: str) -> str:
+    """A way of scoring in words, to follow those for what is scored; nothing for the logit.
+
+    >>> spoken("log_probability"), spoken("against:285")
+    (', log probability', ' against 285')
+    """
+    name, *given = score.split(":")
+    if name == "finer":
+        return f" against its {given[0] if given else 3} nearest rivals"
+    if given:
+        return f" against {', '.join(j.partition('*')[0] for j in given)}"
+    return "" if name == "logit" else f", {name.replace('_', ' ')}"
+
+
 def frozen(score: str, y: Float[Tensor, "1 k"], k: int) -> str:
-    """The same way of scoring class ``k`` with rivals and weights held as one picture's logits have them.
+    """The same way of scoring class ``k`` with rivals, weights and side held as one picture's logits have them.
 
     >>> frozen("finer:1:0.5", torch.tensor([[3.0, 1.0, 2.0]]), 0)
     'against:2*0.5'
     """
     name, *given = score.split(":")
+    if name == "side":
+        return "logit" if float(y[0, k]) > 0 else "minus"
     if name != "finer":
         return score
     count, share = [*given, *("3", "0.6")[len(given) :]]

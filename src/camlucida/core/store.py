@@ -6,7 +6,7 @@ code at all. To add a format, add a writer to `WRITERS`.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from os import PathLike, fspath
 from pathlib import Path
@@ -15,24 +15,30 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 
+from camlucida.clips import Clip, Out, write_gif, write_video
+from camlucida.core import shown
 from camlucida.core.explanation import Explanation, Facts, Pictures
+from camlucida.core.originals import again, kept
 from camlucida.errors import OutputError, did_you_mean
 from camlucida.files import write_whole
 from camlucida.frame import Frame
+from camlucida.maps import Centres
+from camlucida.voxels import Grid, write_nifti
 
 Arrays = dict[str, Tensor]
 FORMAT = "camlucida explanation 1"
 
 
 def save(explanation: Explanation, path: str | PathLike[str], i: int = 0) -> None:
-    """Write picture ``i`` as an overlay, or the whole explanation, by the suffix of ``path``; whole or not at all.
+    """Write picture ``i`` as an overlay or film, a volume's heat map as NIfTI, or the whole explanation, by the suffix.
 
     Raises: OutputError where the suffix is unknown or the file cannot be written.
     """
     file = Path(fspath(path))
-    writer = WRITERS.get(file.suffix.lower())
+    writer = WRITERS.get("".join(file.suffixes[-2:]).lower()) or WRITERS.get(file.suffix.lower())
     if writer is None:
         raise OutputError(f"cannot write {file.name!r}: unknown suffix.{did_you_mean(file.suffix, WRITERS, show=9)}")
     write_whole(file, lambda out: writer(explanation, out, i))
@@ -69,21 +75,42 @@ def _picture(kind: str, **how: Any) -> Callable[[Explanation, BinaryIO, int], No
     return lambda e, out, i: e.overlay(i).save(out, kind, **how)
 
 
+def _film(write: Callable[[Sequence[Image], float, Out], None]) -> Callable[[Explanation, BinaryIO, int], None]:
+    return lambda e, out, i: write(*shown.film(e, i), out)
+
+
+def _nifti(packed: bool) -> Callable[[Explanation, BinaryIO, int], None]:
+    def written(e: Explanation, out: BinaryIO, i: int) -> None:
+        original = e.pictures.originals[i] if e.pictures.originals else None
+        if len(e.pictures.space) != 3 or isinstance(original, Clip):
+            raise OutputError("a NIfTI file holds the map of a volume, and this explanation is not of one.")
+        grid = Grid(np.empty(0, np.float32)) if original is None else original.grid
+        write_nifti(e.heatmap(i).float().cpu().numpy(), grid, out, packed)
+
+    return written
+
+
 def _arrays(e: Explanation) -> tuple[Arrays, str]:
     arrays = {"map": e.map, "scores": e.scores}
-    optional = {"classes": e.classes, "logits": e.logits, "tensor": e.pictures.tensor}
+    optional = {"classes": e.classes, "logits": e.logits, "sure": e.sure, "tensor": e.pictures.tensor}
     arrays |= {k: v for k, v in optional.items() if v is not None}
     arrays |= {f"image {i}": torch.from_numpy(np.array(p.convert("RGB"))) for i, p in enumerate(e.pictures.images)}
+    originals = [kept(original) for original in e.pictures.originals]
+    arrays |= {f"original {i}": data for i, (data, _) in enumerate(originals)}
     facts = {
         "format": FORMAT,
         "facts": dataclasses.asdict(e.facts),
         "statuses": e.statuses,
         "labels": e.labels,
+        "where": e.where,
         "names": e.pictures.names,
         "notes": e.pictures.notes,
         "space": e.pictures.space,
+        "originals": [told for _, told in originals],
         "frames": [dataclasses.astuple(f) for f in e.pictures.frames],
+        "centres": dataclasses.astuple(e.centres) if e.centres else None,
         "steps": e.steps,
+        "bfloat16": [k for k, v in arrays.items() if v.dtype == torch.bfloat16],
     }
     return {k: v.detach().cpu().contiguous() for k, v in arrays.items()}, json.dumps(facts)
 
@@ -110,6 +137,10 @@ WRITERS: Mapping[str, Callable[[Explanation, BinaryIO, int], None]] = {
     ".jpg": _picture("JPEG", quality=92),
     ".jpeg": _picture("JPEG", quality=92),
     ".webp": _picture("WEBP", quality=92, method=0),
+    ".gif": _film(write_gif),
+    ".mp4": _film(write_video),
+    ".nii": _nifti(False),
+    ".nii.gz": _nifti(True),
     ".npz": _write_npz,
     ".safetensors": _write_safetensors,
 }
@@ -134,27 +165,35 @@ READERS: Mapping[str, Callable[[Path], tuple[Arrays, str]]] = {".npz": _read_npz
 
 
 def _rebuilt(arrays: Arrays, text: str) -> Explanation:
-    from PIL import Image
-
     told = json.loads(text)
     if told.get("format") != FORMAT:
         raise OutputError(f"this file holds {told.get('format')!r}; this version reads {FORMAT!r}.")
+    arrays = arrays | {k: arrays[k].bfloat16() for k in told.get("bfloat16", ())}  # which .npz holds as float32
+    return Explanation(
+        map=arrays["map"],
+        scores=arrays["scores"],
+        statuses=tuple(told["statuses"]),
+        facts=Facts(**{**told["facts"], "notes": tuple(told["facts"]["notes"])}),
+        pictures=_pictures(arrays, told),
+        classes=arrays.get("classes"),
+        logits=arrays.get("logits"),
+        labels=tuple(told["labels"]),
+        sure=arrays.get("sure"),
+        where=tuple(told.get("where", ())),
+        centres=Centres(*map(tuple, told["centres"])) if told.get("centres") else None,
+    )
+
+
+def _pictures(arrays: Arrays, told: Mapping[str, Any]) -> Pictures:
+    from PIL import Image
+
     count = sum(k.startswith("image ") for k in arrays)
-    pictures = Pictures(
+    return Pictures(
         space=tuple(told["space"]),
         names=tuple(told["names"]),
         frames=tuple(Frame(w, h, tuple(box)) for w, h, box in told["frames"]),
         images=tuple(Image.fromarray(arrays[f"image {i}"].numpy()) for i in range(count)),
         tensor=arrays.get("tensor"),
         notes=tuple(told["notes"]),
-    )
-    return Explanation(
-        map=arrays["map"],
-        scores=arrays["scores"],
-        statuses=tuple(told["statuses"]),
-        facts=Facts(**{**told["facts"], "notes": tuple(told["facts"]["notes"])}),
-        pictures=pictures,
-        classes=arrays.get("classes"),
-        logits=arrays.get("logits"),
-        labels=tuple(told["labels"]),
+        originals=tuple(again(arrays[f"original {i}"], one) for i, one in enumerate(told.get("originals", ()))),
     )

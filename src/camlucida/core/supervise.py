@@ -1,19 +1,22 @@
 """Maps inside a training loop: differentiable, so that a loss may ask where the evidence lies."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from camlucida.core import settle
 from camlucida.core import targets as targets_
 from camlucida.core.capture import Inputs, call, noted
 from camlucida.core.gradients import full, steep
 from camlucida.core.layouts import infer
+from camlucida.core.pictures import Pictures
 from camlucida.core.question import Question
 from camlucida.core.scope import eager, named, unwrap
 from camlucida.errors import InputError, LayerError, MethodError
 from camlucida.registry import Method, get
-from camlucida.types import Loaded, Map
+from camlucida.types import Loaded, Map, Target
 
 
 def supervised(
@@ -45,6 +48,7 @@ def supervised(
         raise MethodError(f"{how.title} is not differentiable here: {why}. method='gradcam' is.")
     if not isinstance(x, torch.Tensor):
         raise InputError(f"supervised() takes one batch of inputs as a tensor; got {type(x).__name__}.")
+    asked = _told(asked, x, settle.Subjects(Pictures((), ()), labels, net))
     ask = Question(net, Inputs((x.detach(),)), [asked], [how])
     if how.at == "input" and layer is None:
         raise MethodError(f"{how.title} works at the pixels, and supervised() at a layer: name one with layer=….")
@@ -62,3 +66,9 @@ def supervised(
                 raise LayerError(f"the score does not depend on layer {name!r}.")
         with torch.autocast(x.device.type, enabled=False):  # maps are summed in full precision
             return output, how(*(layout(full(t)) for t in (act, grad) if t is not None))
+
+
+def _told(asked: Target, x: torch.Tensor, subjects: settle.Subjects) -> Target:
+    """The target knowing the pictures, where it is one of a region or box."""
+    seen = Pictures(tuple(x.shape[2:]), tuple(f"picture {i}" for i in range(len(x))))
+    return settle.told([asked], replace(subjects, pictures=seen))[0]

@@ -5,76 +5,29 @@ The ones here read class logits: `top1` (each picture's own best class), `classe
 probability and so on, by any of `SCORES`.
 """
 
-import dataclasses
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from camlucida.core.outputs import ends_in_sigmoid
+from camlucida.core.outputs import logits as logits
 from camlucida.core.scores import CONTRASTS as CONTRASTS
 from camlucida.core.scores import SCORES as SCORES
-from camlucida.core.scores import Classes, Logits, frozen, refuse_missing, scoring
-from camlucida.core.structure import parts
+from camlucida.core.scores import Classes, Logits, frozen, refuse_missing, scoring, spoken, take
 from camlucida.errors import TargetError, did_you_mean
 from camlucida.types import Output, Scores, Target
 
-
-def logits(output: Output, count: int | None = None) -> Logits:
-    """The class logits in whatever a model returns, ``b k``; a model of one number a picture has one class.
-
-    Raises: TargetError where there is none, more than one candidate, or not a row for each of ``count`` pictures.
-
-    >>> logits({"logits": torch.zeros(2, 5), "hidden": torch.zeros(2, 9, 4)}).shape
-    torch.Size([2, 5])
-    """
-    y = _found(output)
-    if count is not None and len(y) != count:
-        raise TargetError(
-            f"the model gave {len(y)} rows of scores for {count} picture{'s' * (count != 1)}, so they are no scores of "
-            "the pictures: does it squeeze or fold its batch axis? Pass a target of your own if that is meant."
-        )
-    return y
-
-
-def _found(output: Output) -> Logits:
-    if isinstance(output, Tensor):
-        return _as_logits(output)
-    fields = output if isinstance(output, Mapping) else _fields(output)
-    for name in ("logits", "out"):
-        if isinstance(fields.get(name), Tensor):
-            return _as_logits(fields[name])
-    flat = [v for v in parts(output) if isinstance(v, Tensor) and v.dim() == 2 and v.is_floating_point()]
-    if len(flat) == 1:
-        return flat[0]
-    held = ", ".join(map(str, fields)) or type(output).__name__
-    raise TargetError(
-        f"{len(flat)} outputs could be the class scores (the model returns {held}): "
-        "pass a target of your own, as target=lambda output: output[...][:, 281]."
-    )
-
-
-def _fields(output: Any) -> dict[str, Any]:
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        return {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
-    return {str(i): v for i, v in enumerate(parts(output))}
-
-
-def _as_logits(output: Tensor) -> Logits:
-    if output.dim() == 1:
-        return output[:, None]
-    if output.dim() == 2:
-        return output
-    raise TargetError(
-        f"the model returns a tensor of shape {tuple(output.shape)}, not one score a class: "
-        "pass a target that reduces it to one score a picture, as target=lambda y: y[:, 8].mean((1, 2))."
-    )
-
-
 # -------------------------------------------------------------------------------------------------------- targets
+
+
+Kind = Literal["class", "label", "binary", "value"]
+"""What a column of the output is: one of classes that exclude each other; a label that may be there beside others; the
+one logit of a question with two answers; or a number."""
 
 
 @final
@@ -85,6 +38,7 @@ class ClassTarget:
     indices: tuple[int, ...] = ()  # empty: by rank
     rank: int = 0
     score: str = "logit"
+    kind: Kind = "class"
 
     def __call__(self, output: Output) -> Scores:
         y = logits(output)
@@ -93,6 +47,11 @@ class ClassTarget:
     def pick(self, y: Logits) -> Classes:
         """The class of each picture, ``b``. Raises: TargetError where a class or a picture does not exist."""
         b, k = y.shape
+        if self.kind == "binary" and k != 1:
+            raise TargetError(
+                f"binary() is for a model of one number a picture; this one has {k}: a class of {k} is target=0 to "
+                f"{k - 1}, and labels that do not exclude each other are cl.labels(0) to cl.labels({k - 1})."
+            )
         if not self.indices:
             if self.rank >= k:
                 raise TargetError(f"rank {self.rank + 1} was asked for, but the model has {k} classes.")
@@ -107,25 +66,38 @@ class ClassTarget:
 
     def fixed(self, k: int, y: Float[Tensor, "1 k"]) -> "ClassTarget":
         """The target that class ``k`` of one picture is, its rivals and their weights held as its logits have them."""
-        return ClassTarget((k,), score=frozen(self.score, y, k))
+        k = 0 if self.kind == "binary" else k  # its one column, whichever class that was said to be
+        return ClassTarget((k,), score=frozen(self.score, y, k), kind=self.kind)
+
+    def meant(self, index: Classes, y: Logits) -> Classes:
+        """The class that each picture's column stands for: of a binary question 1 above zero's side, 0 below."""
+        if self.kind != "binary":
+            return index
+        sides = {"minus": torch.zeros_like(index), "side": (take(y.detach(), index) > 0).to(index)}
+        return sides.get(self.score, torch.ones_like(index))
 
     def __str__(self) -> str:
+        if self.kind == "binary":
+            return {"minus": "class 0", "side": "the likelier of two classes"}.get(self.score, "class 1")
+        if self.kind == "value":
+            which = f"output {self.indices[0]}" if len(set(self.indices)) == 1 else "output per picture"
+            return f"{which}, {'lowered' if self.score == 'minus' else 'raised'}"
+        return self._spoken().replace("class", "label") if self.kind == "label" else self._spoken()
+
+    def _spoken(self) -> str:
         if self.indices:
             what = "class " + (str(self.indices[0]) if len(set(self.indices)) == 1 else "per picture")
         else:
             what = f"top {self.rank + 1}"
-        name, *given = self.score.split(":")
-        if name == "finer":
-            return f"{what} against its {given[0] if given else 3} nearest rivals"
-        told = f" against {', '.join(j.partition('*')[0] for j in given)}" if given else f", {name.replace('_', ' ')}"
-        return what if self.score == "logit" else what + told
+        return what + spoken(self.score)
 
 
 def classes(index: Any, score: str = "logit") -> ClassTarget:
     """The class of this index, or (a sequence) one class for each picture of the batch.
 
     ``score``: logit, probability, log_probability, margin (over the best other class), logit_minus_mean, rest (the
-    logit plus the log probability, after ShapleyCAM), or a contrast, as `against` and `finer` make them.
+    logit plus the log probability, after ShapleyCAM), sigmoid, minus (the logit's negative), side (the logit away from
+    zero, on whichever side of it the picture is), or a contrast, as `against` and `finer` make them.
 
     Raises: TargetError where an index is no whole number or the way of scoring is unknown.
 
@@ -217,9 +189,18 @@ def as_target(target: Any, labels: Sequence[str] = ()) -> Target:
     return target if callable(target) and not isinstance(target, Tensor) else classes(target)
 
 
+def refuse_sigmoid(asked: Sequence[Target], y: Logits) -> None:
+    """Raises: TargetError where labels or a binary answer are asked for, and what should be logits are a sigmoid's."""
+    if any(isinstance(t, ClassTarget) and t.kind in ("label", "binary") for t in asked) and ends_in_sigmoid(y):
+        raise TargetError(
+            "this model ends in a sigmoid itself, and labels() and binary() read what comes before it: say "
+            "output=torch.logit beside them."
+        )
+
+
 def picks(asked: Sequence[ClassTarget], y: Logits) -> Int[Tensor, "t b"]:
     """The class of every target and picture, in one go where each target names one. Raises: TargetError."""
-    if not all(len(t.indices) == 1 for t in asked):
+    if not all(len(t.indices) == 1 and t.kind != "binary" for t in asked):
         return torch.stack([t.pick(y) for t in asked])
     index = [t.indices[0] for t in asked]
     asked[index.index(min(index))].pick(y), asked[index.index(max(index))].pick(y)  # the two that could be out of range

@@ -31,6 +31,7 @@ _BLOCK = 64  # draws between two looks at the error
     formula="mean over the windows that cover a place of y − y(x without the window)",
     needs="model",
     at="input",
+    answers_only=True,
     cost="1 + one forward (at a layer: tail) a window",
     deviations=(
         "signed and laid on every place that a window covers, where the paper draws the score at each position; "
@@ -92,6 +93,7 @@ class Estimate(NamedTuple):
     formula="Σ_i (y(x ⊙ m_i) − c) (m_i − ½) / (N/2)",
     needs="model",
     at="input",
+    answers_only=True,
     cost="1 + N forwards (at a layer: tails), fewer with stop",
     deviations=(
         "centred, so that zero means no evidence; show='paper' is the paper's Σ y m / (N/2), which is the same up to "

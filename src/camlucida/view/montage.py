@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import TypedDict, Unpack
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 from camlucida.errors import InputError
-from camlucida.view.colour import Heat, paint
+from camlucida.view.colour import Heat
 from camlucida.view.overlay import heatmap, overlay, rgb
+from camlucida.view.page import bar
 from camlucida.view.panel import PAPER
 from camlucida.view.sizes import fit, letter
 from camlucida.view.text import Font, clean, font, height, write
@@ -17,7 +17,7 @@ Cell = Image.Image | None
 Grid = Sequence[Sequence[Cell]]
 Spans = list[tuple[int, int]]  # (start, length) of each row or column, in pixels
 
-_MARGIN, _GUTTER, _GAP, _BAR = 16, 8, 8, 12
+_MARGIN, _GUTTER, _GAP = 16, 8, 8
 _EMPTY = (236, 236, 236)
 
 
@@ -79,6 +79,7 @@ def class_map_sheet(
     Below the picture is the one colour bar. The `words` are those of `Foot`. Raises `InputError` where there is no
     map, a size differs, or labels are too few or too many.
 
+    >>> import numpy as np
     >>> class_map_sheet(Image.new("RGB", (8, 8)), [np.zeros((8, 8))] * 3, ["cat", "dog", "car"], side=100).size
     (456, 265)
     """
@@ -87,22 +88,9 @@ def class_map_sheet(
     hot = [heatmap(heat, signed=signed) for heat in heats]
     laid = [overlay(image, heat, signed=signed) for heat in heats]
     picture = _fitted(image, side)
-    bar = _bar_cell(side, words.get("top", "max"), signed)
-    page = montage([[picture, *hot], [bar, *laid]], column_labels=["picture", *labels], side=side)
+    foot = bar(side, words.get("top", "max"), signed, None, font(letter(2 * side)))
+    page = montage([[picture, *hot], [foot, *laid]], column_labels=["picture", *labels], side=side)
     return _captioned(page, words.get("caption", ""), font(letter(2 * side)))
-
-
-def _bar_cell(side: int, top: str, signed: bool) -> Image.Image:
-    """A colour bar with its ends below it, on white, `side` pixels wide."""
-    face = font(letter(2 * side))
-    cell = Image.new("RGB", (side, _BAR + _GAP + height(face)), PAPER)
-    ends = np.linspace(-1 if signed else 0, 1, side, dtype=np.float32)
-    cell.paste(Image.fromarray(paint(np.broadcast_to(ends, (_BAR, side)), None, signed)), (0, 0))
-    draw, third = ImageDraw.Draw(cell), side // 3
-    told = [(0.0, f"−{top}"), (0.5, "0"), (1.0, f"+{top}")] if signed else [(0.0, "0"), (1.0, top)]
-    for align, words in told:
-        write(draw, (round(align * (side - third)), _BAR + _GAP // 2, third), words, face, align)
-    return cell
 
 
 def _captioned(page: Image.Image, caption: str, face: Font) -> Image.Image:

@@ -143,7 +143,7 @@ def _write_words(page: Image.Image, plan: _Plan, words: Words, signed: bool) -> 
     width = plan.whole[0] - 2 * _MARGIN
     write(draw, (_MARGIN, plan.caption, width), words.get("caption", ""), plan.face)
     for left in plan.lefts[1:]:
-        _banner(page, (left, plan.top, plan.column, plan.tall), words.get("note", ""), plan.face)
+        banner(page, (left, plan.top, plan.column, plan.tall), words.get("note", ""), plan.face)
 
 
 def _write_ends(draw: ImageDraw.ImageDraw, plan: _Plan, top: str, signed: bool) -> None:
@@ -154,7 +154,7 @@ def _write_ends(draw: ImageDraw.ImageDraw, plan: _Plan, top: str, signed: bool) 
         write(draw, (left, plan.ends, third), label, plan.face, align)
 
 
-def _banner(page: Image.Image, box: tuple[int, int, int, int], note: str, face: Font) -> None:
+def banner(page: Image.Image, box: tuple[int, int, int, int], note: str, face: Font) -> None:
     """Write `note` in white on a dark band across the middle of `box` (left, top, width, height)."""
     left, top, wide, high = box
     line = height(face)

@@ -30,7 +30,7 @@ def fit(picture: Image.Image, size: Size) -> Image.Image:
     """`picture` at `size`: smooth when it shrinks, in hard-edged pixels when it grows."""
     if picture.size == size:
         return picture
-    if size[0] >= picture.width:
+    if size[0] >= picture.width and size[1] >= picture.height:
         return picture.resize(size, Image.Resampling.NEAREST)
     return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
@@ -64,6 +64,6 @@ def letter(width: int) -> int:
 
 
 def _resize(values: Heat | np.ndarray[tuple[int, ...], np.dtype[np.bool_]], size: Size) -> Heat:
-    smaller = size[0] < values.shape[1]
+    smaller = size[0] < values.shape[1] or size[1] < values.shape[0]
     way = Image.Resampling.BOX if smaller else Image.Resampling.NEAREST
     return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, way))
