@@ -29,7 +29,7 @@ KEPT = {
     "watch", "water lily",
 }  # fmt: skip
 """The thirty everyday kinds, cat and dog among them, to whose held-out pictures the first run gave the highest
-probabilities in the mean, once half its epochs were over: what can be learnt from so few pictures."""
+probabilities in the mean, after 49 of its 50 epochs: what can be learnt from so few pictures."""
 ALIKE = {"wild cat"}
 UNSEEN = {
     "anchor", "barrel", "binocular", "buddha", "ceiling fan", "crocodile", "crocodile head", "ewer", "gerenuk",

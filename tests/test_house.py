@@ -86,7 +86,17 @@ def test_the_view_knows_no_torch_and_nobody_knows_the_shell() -> None:
 
 
 def test_only_sources_know_guests() -> None:
-    guests = {"torchvision", "timm", "transformers", "matplotlib", "cv2", "scipy", "sklearn"}
+    guests = {
+        "torchvision",
+        "timm",
+        "transformers",
+        "matplotlib",
+        "cv2",
+        "scipy",
+        "sklearn",
+        "onnxruntime",
+        "open_clip",
+    }
     knowing = {room(p) for p in FILES if {i.split(".")[0] for i in imports(p)} & guests}
     assert all(name.startswith("models.") and name.endswith("_source") for name in knowing), knowing
 

@@ -123,10 +123,14 @@ def black_box(model: nn.Module) -> str:
     >>> black_box(net), black_box(nn.Flatten())
     ('a remote service', '')
     """
+    return _said(model) or (
+        "TorchScript" if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()) else ""
+    )
+
+
+def _said(model: nn.Module) -> str:
     said = getattr(model, "black_box", "")
-    if isinstance(said, str) and said:
-        return said
-    return "TorchScript" if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()) else ""
+    return said if isinstance(said, str) else ""
 
 
 def named(net: nn.Module) -> dict[str, nn.Module]:
@@ -136,17 +140,15 @@ def named(net: nn.Module) -> dict[str, nn.Module]:
     >>> list(named(nn.Sequential(nn.DataParallel(nn.ReLU()))))
     ['', '0']
     """
-    if black_box(net):
-        return {"": net}
     found: dict[str, nn.Module] = {}
-
-    waiting = [("", net)]
-    while waiting:
+    waiting = [] if (hidden := bool(_said(net))) else [("", net)]
+    while waiting and not hidden:
         name, module = waiting.pop()
         found[name] = module = unwrap(module)
+        hidden = isinstance(module, torch.jit.ScriptModule)
         inner = [(f"{name}.{n}" if name else n, m) for n, m in module._modules.items() if m is not None]
         waiting.extend(reversed(inner))
-    return found
+    return {"": net} if hidden else found
 
 
 def _compiled(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from camlucida.errors import ModelError, did_you_mean
 from camlucida.files import printable
 from camlucida.frame import Preprocess
 from camlucida.models import Model, hub
+from camlucida.models.guests import imported
 from camlucida.models.hub import Asked
 from camlucida.models.measure import Untold, measured
 from camlucida.models.weights import fit, open_weights
@@ -94,16 +95,9 @@ def _kept() -> list[str]:
 
 def transformers(source: str) -> ModuleType:
     """The library, for models whose names begin with ``source``. Raises: ModelError where it cannot be imported."""
-    try:
+    with imported("transformers", f"{source}…", "hf", "install versions that belong together"):
         import transformers as library
         import transformers.models.auto.modeling_auto
-    except ModuleNotFoundError as fault:
-        raise ModelError(f"{source}… needs {fault.name}: pip install camlucida[hf]") from fault
-    except (ImportError, RuntimeError, OSError) as fault:  # compiled parts that were made for another PyTorch
-        reason = " ".join(str(fault).split())[:200]
-        raise ModelError(
-            f"transformers cannot be imported ({reason}): install versions that belong together."
-        ) from fault
     return library
 
 

@@ -16,6 +16,7 @@ from camlucida.errors import InputError, ModelError
 from camlucida.files import printable
 from camlucida.frame import IMAGENET, Preprocess
 from camlucida.models import Model, sniff
+from camlucida.models.guests import imported
 from camlucida.models.torchscript_source import ASSUMED, existing
 
 FORM = "onnx:FILE"
@@ -84,13 +85,8 @@ def build(path: str, weights: str | None, partial: bool) -> Model:  # noqa: ARG0
 
 
 def _onnxruntime() -> ModuleType:
-    try:
+    with imported("onnxruntime", "onnx:…", "onnx", "install it anew"):
         import onnxruntime
-    except ModuleNotFoundError as fault:
-        raise ModelError(f"onnx:… needs {fault.name}: pip install camlucida[onnx]") from fault
-    except (ImportError, RuntimeError, OSError) as fault:
-        reason = " ".join(str(fault).split())[:200]
-        raise ModelError(f"onnxruntime cannot be imported ({reason}): install it anew.") from fault
     found: ModuleType = onnxruntime
     return found
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from camlucida.errors import ModelError, did_you_mean
 from camlucida.files import printable
 from camlucida.models import Model
+from camlucida.models.guests import imported
 from camlucida.models.measure import measured
 from camlucida.models.weights import fit, open_weights
 from camlucida.models.zero_shot import check_prompts, said, too_long, zero_shot
@@ -42,11 +43,8 @@ prompts=['a photo of a dog', 'a photo of a cat']).
 
 
 def _library() -> ModuleType:
-    try:
+    with imported("open_clip", "open_clip/…", "open_clip", "install versions that belong together"):
         import open_clip
-    except (ImportError, RuntimeError) as fault:  # compiled parts that were made for another PyTorch
-        reason = " ".join(str(fault).split())[:200]
-        raise ModelError(f"open_clip/… needs open_clip ({reason}): pip install camlucida[open_clip]") from fault
     return open_clip  # type: ignore[no-any-return]
 
 

@@ -12,6 +12,7 @@ from camlucida.errors import InputError, ModelError, did_you_mean
 from camlucida.files import printable
 from camlucida.frame import Preprocess
 from camlucida.models import Model
+from camlucida.models.guests import imported
 from camlucida.models.weights import Weights, bare, fit, open_weights
 
 FORM = "timm/NAME"
@@ -55,17 +56,10 @@ def names() -> Iterable[str]:
 
 
 def _timm() -> ModuleType:
-    try:
+    advice = "the installed torchvision does not fit the installed torch; install the two versions that belong together"
+    with imported("timm", "timm/…", "timm", advice):
         import timm
         import timm.data
-    except ModuleNotFoundError as fault:
-        raise ModelError(f"timm/… needs {fault.name}: pip install camlucida[timm]") from fault
-    except (ImportError, RuntimeError, OSError) as fault:  # compiled parts that were made for another PyTorch
-        reason = " ".join(str(fault).split())[:200]
-        raise ModelError(
-            f"timm cannot be imported ({reason}): the installed torchvision does not fit the installed torch; "
-            "install the two versions that belong together."
-        ) from fault
     return timm
 
 

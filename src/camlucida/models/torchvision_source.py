@@ -12,6 +12,7 @@ from camlucida.errors import ModelError, did_you_mean
 from camlucida.files import printable
 from camlucida.frame import IMAGENET, Preprocess
 from camlucida.models import Model
+from camlucida.models.guests import imported
 from camlucida.models.measure import measured
 from camlucida.models.weights import Weights, bare, fit, open_weights
 
@@ -61,16 +62,9 @@ def names() -> Iterable[str]:
 
 
 def _torchvision() -> ModuleType:
-    try:
+    advice = "it does not fit the installed torch; install the two versions that belong together"
+    with imported("torchvision", "torchvision/…", "torchvision", advice):
         import torchvision.models
-    except ModuleNotFoundError as fault:
-        raise ModelError(f"torchvision/… needs {fault.name}: pip install camlucida[torchvision]") from fault
-    except (ImportError, RuntimeError, OSError) as fault:  # compiled parts that were made for another PyTorch
-        reason = " ".join(str(fault).split())[:200]
-        raise ModelError(
-            f"torchvision cannot be imported ({reason}): it does not fit the installed torch; install the two versions "
-            "that belong together."
-        ) from fault
     found: ModuleType = torchvision.models
     return found
 
