@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 import camlucida as cl
 from camlucida.core import capture
-from camlucida.core.capture import Inputs, run
-from camlucida.core.scope import unwrap
+from camlucida.core.capture import How, Inputs, run
+from camlucida.core.scope import named, one_walk, unwrap
 from camlucida.errors import LayerError, TargetError
 
 
@@ -578,3 +578,38 @@ def test_many_threads_on_one_model_give_the_bits_of_one() -> None:
     done = subprocess.run([sys.executable, str(script), "16", "6"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "0 wrong, 0 errors" in done.stdout, done.stdout
+
+
+# --------------------------------------------------------------------------------------------------------- one walk
+
+
+def test_a_model_is_walked_through_once_and_only_while_it_is_said_to_stand_still() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU())
+    with pytest.raises(RuntimeError, match="stop"), one_walk():
+        first = named(net)
+        with one_walk():
+            assert named(net) is first
+        assert named(net) is first and list(first) == ["", "0", "1"]
+        raise RuntimeError("stop")
+    net.append(nn.Tanh())
+    assert list(named(net)) == ["", "0", "1", "2"]
+
+
+def test_modules_that_are_exchanged_between_calls_are_seen() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    x = torch.rand(1, 1, 8, 8)
+    assert cl.explain(net, x, target=0).layer == "1"
+    net[1] = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Softplus())
+    assert cl.explain(net, x, target=0).layer == "1" and cl.explain(net, x, target=0).map.shape == (1, 4, 4)
+    assert cl.explain(net, x, target=0, layer="1.0").layer == "1.0"
+
+
+def test_what_is_spent_may_be_written_into_and_what_is_not_stays() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(72, 2)).eval()
+    x = torch.randn(1, 1, 8, 8)
+    rows = torch.randn(3, 2, 6, 6)
+    for spent in (False, True):
+        given = rows.clone()
+        with run(net, Inputs((x,)), ["0"], how=How({"0": given}, spent, graph=False)) as tape:
+            assert torch.allclose(tape.output, net[1:](rows.clone()), atol=1e-6)
+        assert torch.equal(given, rows) == (not spent)

@@ -213,7 +213,7 @@ def test_no_token_at_all_is_an_error() -> None:
 
 
 def test_strided_grids_go_from_the_input_itself_to_a_single_place() -> None:
-    assert strided_grids((8, 12)) == [(8, 12), (4, 6), (2, 3)] and strided_grids((7, 7)) == [(7, 7), (1, 1)]
+    assert strided_grids((8, 12)) == ((8, 12), (4, 6), (2, 3)) and strided_grids((7, 7)) == ((7, 7), (1, 1))
 
 
 def test_space_is_more_than_one_place() -> None:

@@ -43,7 +43,8 @@ Ask: TypeAlias = "Callable[[Scorer], Float[Tensor, 't *space']]"
 """A method that asks the model again, about one picture: its maps of all targets."""
 
 Make: TypeAlias = Callable[[Int[Tensor, " m"]], Tensor]
-"""Makes the rows of these numbers when their turn comes, so that not all of them exist at once."""
+"""Makes the rows of these numbers when their turn comes, so that not all of them exist at once; anew each time, for
+what follows may write into them."""
 
 
 @dataclass(frozen=True)

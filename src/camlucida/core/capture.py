@@ -23,7 +23,7 @@ from camlucida.core.gradients import full as full
 from camlucida.core.gradients import vjp as vjp
 from camlucida.core.inputs import Inputs as Inputs
 from camlucida.core.outputs import chosen
-from camlucida.core.scope import named, plain_checkpoints, untouched, unwrap
+from camlucida.core.scope import moved_on, named, plain_checkpoints, untouched, unwrap
 from camlucida.core.structure import feature, swap, tensors
 from camlucida.errors import LayerError
 
@@ -82,14 +82,15 @@ class Tape:
 
 @dataclass(frozen=True)
 class How:
-    """How to run: ``whole`` records from the input on, for models whose layers hide from a pass without gradients;
-    ``put`` are activations to go on from in place of what a layer gave, in its own shape, with as many rows as are
-    wanted from there on; without ``graph`` nothing is recorded at all.
+    """How to run: ``put`` are activations to go on from in place of what a layer gave, in its own shape, with as many
+    rows as are wanted from there on, ``spent`` where nobody needs them afterwards; without ``graph`` nothing is
+    recorded; ``whole`` records from the input on, for models whose layers hide from a pass without gradients.
     """
 
-    whole: bool = False
     put: Mapping[str, Tensor] = field(default_factory=dict)
+    spent: bool = False
     graph: bool = True
+    whole: bool = False
 
 
 class _Watch:
@@ -124,7 +125,7 @@ class _Watch:
             act = other.to(tensor).detach().requires_grad_() if self.how.graph else other.to(tensor)
         self.acts[name] = act
         torch.set_grad_enabled(self.how.graph)
-        return swap(made, tensor, act.clone())  # what follows may write in place: on the copy
+        return swap(made, tensor, act if self.how.spent else act.clone())  # what follows may write in place
 
     def _note(self, call: Call) -> Any:
         """Note a call; where its author switched gradients off, go on recording from what it gave."""
@@ -228,6 +229,7 @@ def run(
                 seconds = clock(inputs.x.device) - start
         finally:
             watch.live = False
+            moved_on(net)
         _check(watch, list(known.values()))
         torch.set_grad_enabled(how.graph)
         yield Tape(output, {n: watch.acts[name] for n, name in known.items()}, tuple(watch.calls), seconds)

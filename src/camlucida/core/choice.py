@@ -91,7 +91,8 @@ class Trunk:
         necks = [p for p, c in self._calls.items() if c.feature is not None and self._graph.neck(c.feature)]
         self._last = necks[-1] if necks else None
         self.whole = self._last is not None or not self._calls
-        whole = [p for p in self._calls if not necks or p in necks or p.order > necks[-1].order]
+        held = {p.order for p in necks}
+        whole = [p for p in self._calls if not necks or p.order in held or p.order > necks[-1].order]
         self.places = self._chosen(whole)
 
     def _chosen(self, places: list[Place]) -> list[Place]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 R = TypeVar("R")
 CHUNK_BYTES = 2**28  # on a processor; on a GPU a share of its free memory is taken
-CACHED = 2**23  # memory that is used again and again without being handed back in between
+CACHED = 2**24  # memory that is used again and again without being handed back in between
 _LEAST = 4  # rows of a chunk: two of them may be the undisturbed one
 
 
@@ -26,7 +26,7 @@ def few_rows(like: Tensor, each: int) -> int:
     """How many rows stay in a processor's caches, for chunks that cost nothing by themselves; on a GPU as many as fit.
 
     >>> few_rows(torch.zeros(2048, 7, 7), 4)
-    20
+    41
     """
     most = rows_that_fit(like, each)
     return (

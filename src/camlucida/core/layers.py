@@ -18,7 +18,7 @@ from camlucida.core.choice import Blocks, Trunk
 from camlucida.core.choice import Place as Place
 from camlucida.core.layouts import Grid, Layout, has_space, infer
 from camlucida.core.probe import remember
-from camlucida.core.scope import black_box, named, unwrap
+from camlucida.core.scope import black_box, named, one_walk, unwrap
 from camlucida.core.strangers import strangers
 from camlucida.core.targets import logits, score
 from camlucida.core.texts import reached
@@ -130,25 +130,33 @@ Memory = weakref.WeakKeyDictionary[Score, dict[object, Survey]]
 _SEEN: "weakref.WeakKeyDictionary[nn.Module, Memory]" = weakref.WeakKeyDictionary()
 
 
-def survey(model: nn.Module, inputs: Inputs, target: Score | None = None, again: bool = False) -> Survey:
+def survey(
+    model: nn.Module,
+    inputs: Inputs,
+    target: Score | None = None,
+    again: bool = False,
+    known_by: Score | None = None,
+) -> Survey:
     """Look at every layer of the model once and remember it for this input shape.
 
     Costs one forward and one backward pass of a single picture of noise, which no picture's peculiarities bias (of the
-    batch itself, for a ``target`` of one's own). Model and target are remembered weakly, by object, while the model
-    has the same modules; ``again`` looks anew.
+    batch itself, for a ``target`` of one's own). Model and target (or what it was made from, ``known_by``) are
+    remembered weakly, by object, while the model has the same modules; ``again`` looks anew.
     """
     net = unwrap(model)
     if hidden := black_box(net):
         raise LayerError(f"{hidden} hides its layers: there is none to look at.")
     seen = (tuple(inputs.x.shape[1:]), inputs.x.dtype, inputs.spoken)
-    key = (*seen, inputs.output, tuple((n, id(m)) for n, m in named(net).items()))
+    key: tuple[object, ...] = (*seen, inputs.output, tuple((n, id(m)) for n, m in named(net).items()))
     try:
-        known = _SEEN.setdefault(net, weakref.WeakKeyDictionary()).setdefault(target or logits, {})
-    except TypeError:  # a target that cannot be remembered weakly is not remembered
-        known = {}
+        hash(key)
+        known = _SEEN.setdefault(net, weakref.WeakKeyDictionary()).setdefault(known_by or target or logits, {})
+    except TypeError:  # a target that cannot be remembered weakly is not remembered, nor is such a choice of output
+        key, known = (), {}
     if not again and key in known:
         return known[key]
-    found = _look(net, inputs, target)
+    with one_walk():
+        found = _look(net, inputs, target)
     if found.places:  # nothing found may be one picture's fault: the next one is looked at anew
         while len(known) >= _SHAPES:
             known.pop(next(iter(known)), None)
@@ -219,8 +227,12 @@ def _places(calls: Sequence[tuple[Call, Tensor | None]], space: Grid, count: int
 
 def _share(grad: Act) -> float:
     """The part of the places where any channel's gradient is not zero; one channel or a few mostly show it."""
-    for step in (grad.shape[1], max(1, grad.shape[1] // 16), 1):
-        share = float((grad[:, ::step] != 0).any(1).float().mean())
-        if share == 1.0:
-            break
-    return share
+    one = grad[:, 0]
+    if int(one.count_nonzero()) == one.numel():
+        return 1.0
+    lit = grad[:, :: max(1, grad.shape[1] // 8)].abs().amax(1).flatten(1) != 0
+    if not bool(lit.any()) and not any(map(bool, grad.aminmax())):
+        return 0.0
+    if not bool(lit.all()):
+        lit[~lit] = (grad.flatten(2).transpose(1, 2)[~lit] != 0).any(1)
+    return float(lit.float().mean())

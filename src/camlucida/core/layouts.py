@@ -7,6 +7,7 @@ with the input's, and the grids that were seen earlier in the same forward pass.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor, nn
 
@@ -98,7 +99,7 @@ def infer(shape: Sequence[int], space: Grid, module: nn.Module | None = None, se
 
 
 def _grid_layout(shape: Sequence[int], space: Grid, module: nn.Module | None) -> Layout:
-    first, last = (_misfit(s, space) for s in (shape[2:], shape[1:-1]))
+    first, last = (_misfit(tuple(s), space) for s in (shape[2:], shape[1:-1]))
     if first == last == math.inf:
         raise LayoutError(
             f"an output of shape {tuple(shape)} is larger than the input's {_by(space)} on either reading."
@@ -128,6 +129,7 @@ def _stranger(
     return not any(all(g in _shrunk(n) for g, n in zip(grid, met, strict=True)) for met in same)
 
 
+@lru_cache(1024)
 def _shrunk(count: int) -> set[int]:
     """An axis of places and all that is left of it after strides of two, rounded either way."""
     return {count} | {n for k in range(1, 16) for n in (count // 2**k, -(-count // 2**k)) if n > 0}
@@ -137,12 +139,13 @@ def plain(shape: Sequence[int], space: Grid, module: nn.Module | None) -> bool:
     """Whether a shape needs no more evidence: its module says its axis, or only channels first fits, and exactly."""
     if len(shape) != len(space) + 2:
         return False
-    first, last = (_misfit(s, space) for s in (shape[2:], shape[1:-1]))
+    first, last = (_misfit(tuple(s), space) for s in (shape[2:], shape[1:-1]))
     own = _feature_axis(module)
     return own == 1 or (own == -1 and last == 0) or (own is None and first == 0 < last)
 
 
-def _misfit(grid: Sequence[int], space: Grid) -> float:
+@lru_cache(4096)
+def _misfit(grid: Grid, space: Grid) -> float:
     """How far a grid is from the input's proportions, rounding forgiven; infinite where it exceeds the input."""
     if any(g > s for g, s in zip(grid, space, strict=True)):
         return math.inf
@@ -196,15 +199,16 @@ def _token_grid(shape: Sequence[int], space: Grid, seen: Sequence[Grid]) -> tupl
     )
 
 
-def strided_grids(space: Grid) -> list[Grid]:
+@lru_cache(256)
+def strided_grids(space: Grid) -> tuple[Grid, ...]:
     """Every grid that a whole stride cuts the input into without a rest, finest first; an axis of one place stays.
 
     >>> strided_grids((1, 4, 6))
-    [(1, 4, 6), (1, 2, 3)]
+    ((1, 4, 6), (1, 2, 3))
     """
     long = [s for s in space if s > 1] or list(space)
     strides = [n for n in range(1, min(long) + 1) if all(s % n == 0 for s in long)]
-    return [tuple(s // n if s > 1 else 1 for s in space) for n in strides]
+    return tuple(tuple(s // n if s > 1 else 1 for s in space) for n in strides)
 
 
 def has_space(grid: Sequence[int]) -> bool:

@@ -20,6 +20,12 @@ def put_back(acts: Act, raw: Tensor, layout: Layout) -> Tensor:
     return torch.where(placed, scatter(acts, raw, layout), full(raw))
 
 
+def fresh(raw: Tensor, *kept: Tensor) -> bool:
+    """Whether what is written into ``raw`` shows in nothing that is kept: made anew, and no view."""
+    held = {k.untyped_storage().data_ptr() for k in kept}
+    return raw._base is None and raw.is_contiguous() and raw.untyped_storage().data_ptr() not in held
+
+
 def scatter(acts: Act, raw: Tensor, layout: Layout) -> Tensor:
     """The transpose of the layout: every value to the place it was read from, zeros elsewhere.
 

@@ -4,10 +4,11 @@ Model objects are shared between threads, so a switch that lives on the model or
 while at least one call needs it and goes back when the last one leaves.
 """
 
+import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from torch.utils import checkpoint
 
 from camlucida.errors import ModelError
 
+F = TypeVar("F")
 _LOCK = threading.RLock()
 _HERE = threading.local()
 _EVALUATING: dict[nn.Module, int] = {}  # modules that calls in flight hold in evaluation mode; empty when none is
@@ -101,10 +103,15 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
+        elif (inner := _inner(_open(model))) is not None:
+            model = inner
         else:
-            return _open(model)
+            return model
+
+
+def _inner(model: nn.Module) -> nn.Module | None:
+    """The module that ``torch.compile`` has wrapped."""
+    return model._modules["_orig_mod"] if "_orig_mod" in model._modules else None
 
 
 def _open(model: nn.Module) -> nn.Module:
@@ -113,6 +120,39 @@ def _open(model: nn.Module) -> nn.Module:
     return model
 
 
+@contextmanager
+def one_walk() -> Iterator[None]:
+    """Inside, this thread takes every model's modules for the same throughout, and walks through them once."""
+    held = getattr(_HERE, "walked", None)
+    try:
+        _HERE.walked = {} if held is None else held
+        yield
+    finally:
+        _HERE.walked = held
+
+
+def _walk(find: Callable[[nn.Module], F]) -> Callable[[nn.Module], F]:
+    """What a function finds in a model's modules, remembered within `one_walk`."""
+
+    @functools.wraps(find)
+    def found(model: nn.Module) -> F:
+        known = getattr(_HERE, "walked", None)
+        if known is None:
+            return find(model)
+        if (find, model) not in known:
+            known[find, model] = find(model)
+        return known[find, model]  # type: ignore[no-any-return]
+
+    return found
+
+
+def moved_on(model: nn.Module) -> None:
+    """Within `one_walk`, after a pass: it may have changed the model's modules."""
+    for key in [k for k in getattr(_HERE, "walked", None) or () if k[1] is model]:
+        del _HERE.walked[key]
+
+
+@_walk
 def black_box(model: nn.Module) -> str:
     """What a model is whose layers cannot be looked into, in words; nothing where they can.
 
@@ -133,6 +173,7 @@ def _said(model: nn.Module) -> str:
     return said if isinstance(said, str) else ""
 
 
+@_walk
 def named(net: nn.Module) -> dict[str, nn.Module]:
     """Every module by the dotted name its author knows, wrappers left out; the net itself is ``""``, and all there is
     of a black box.
@@ -152,7 +193,7 @@ def named(net: nn.Module) -> dict[str, nn.Module]:
 
 
 def _compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    return _inner(module) is not None or module.__dict__.get("_compiled_call_impl") is not None
 
 
 @contextmanager
@@ -163,12 +204,12 @@ def eager(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Every module in evaluation mode; each goes back to training when the last call that holds it leaves."""
     held: list[nn.Module] = []
     try:
         with _LOCK:
-            for m in model.modules():
+            for m in modules:
                 if getattr(m, "training", False) or m in _EVALUATING:  # frozen TorchScript has lost the word
                     held.append(m)  # noted first: an interrupt may fall between any two lines
                     _EVALUATING[m] = _EVALUATING.get(m, 0) + 1
@@ -213,7 +254,7 @@ def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
     """
     modules = list(model.modules())
     scopes: list[AbstractContextManager[Any]] = [torch.inference_mode(False), torch.no_grad()]
-    scopes += [_same_random(device), _evaluating(model)]
+    scopes += [_same_random(device), _evaluating(modules)]
     if any(map(_compiled, modules)):
         scopes.append(_EAGER.held())
     if device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in modules):

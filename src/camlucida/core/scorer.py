@@ -24,7 +24,7 @@ from camlucida.core.chunks import few_rows, in_chunks, rows_that_fit
 from camlucida.core.evidence import put
 from camlucida.core.gradients import jvp
 from camlucida.core.looking import Looking
-from camlucida.core.restore import put_back, scatter
+from camlucida.core.restore import fresh, put_back, scatter
 from camlucida.core.rules import under
 from camlucida.core.settle import Settled, of_picture
 from camlucida.core.swift import WORTH, Body, fastest
@@ -152,7 +152,8 @@ class PictureScorer:
     def _from(self, raw: Tensor, grows: bool, graph: bool, during: _Scope | None) -> AbstractContextManager[Tape]:
         inputs = self._inputs if grows else self._inputs.showing(self._inputs.x.expand(len(raw), *self.x.shape))
         tail = self._tail if grows and not graph else None
-        return self._run(inputs, [self._s.name], How(put={self._s.name: raw}, graph=graph), during, tail)
+        spent = self._grows is not None and not (graph or during) and fresh(raw, self._raw, self.act)
+        return self._run(inputs, [self._s.name], How({self._s.name: raw}, spent, graph), during, tail)
 
     def _from_input(self, xs: Tensor) -> Float[Tensor, "t n"]:
         """As for a layer, the picture itself is at both ends of the first answer."""
