@@ -52,6 +52,7 @@ BELOW = {  # what a room may know of the house; the longest matching prefix of i
     "voxels": "errors files images", "volumes": "errors files images voxels", "clips": "errors files images",
     "images": "errors files pixels", "maps": "types frame", "methods": "errors maps methods registry types",
     "core": "errors types registry maps frame images files version core view clips volumes voxels",
+    "core.explain": "core errors frame maps registry tasks types version",
     "core.scope": "errors", "core.structure": "", "core.layouts": "errors types",
     "core.capture": "core.gradients core.inputs core.outputs core.scope core.structure errors types",
     "core.gradients": "",

@@ -7,6 +7,7 @@
     ├── LayerError      a layer does not exist, or nothing can be read from it
     │   └── LayoutError     a layer's axes cannot be told apart
     ├── TargetError     what should be explained does not exist in this output
+    │   └── AbsentError     it could, but is not in this picture
     ├── MethodError     a method does not exist, or does not apply here
     └── OutputError     a result cannot be written or read back
 
@@ -44,6 +45,10 @@ class LayoutError(LayerError):
 
 class TargetError(CamlucidaError, ValueError):
     """What should be explained does not exist in this output."""
+
+
+class AbsentError(TargetError):
+    """What should be explained could be there, but is not in this picture."""
 
 
 class MethodError(CamlucidaError, LookupError):

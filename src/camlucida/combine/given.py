@@ -53,6 +53,8 @@ def opened(model: nn.Module, x: Any, preprocess: Preprocess | None) -> tuple[Inp
 def settled(model: nn.Module, clean: Explanation, asked: Asked) -> Target:
     """What is asked of one picture, with the class and the rivals that it has undisturbed."""
     target = target_of(model, asked)
+    if clean.where:  # a model's own answer may be a part of the picture, too
+        raise _elsewhere(clean.facts.target)
     if not isinstance(target, ClassTarget) or clean.classes is None or clean.logits is None:
         return target
     return target.fixed(int(clean.classes[0]), clean.logits)
@@ -62,8 +64,12 @@ def target_of(model: nn.Module, asked: Asked) -> Target:
     """What is asked, as a target. Raises: TargetError for a part of the picture, which lies elsewhere in its views."""
     target = as_target(asked.get("target", top1), tuple(model.labels) if isinstance(model, Loaded) else ())
     if isinstance(target, Task):
-        raise TargetError(f"{target}: regions and boxes are not followed into other views of a picture; use explain().")
+        raise _elsewhere(str(target))
     return target
+
+
+def _elsewhere(target: str) -> TargetError:
+    return TargetError(f"{target}: regions and boxes are not followed into other views of a picture; use explain().")
 
 
 def state_of(map: Map, parts: Sequence[maps.Status]) -> maps.Status:

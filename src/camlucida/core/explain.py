@@ -4,7 +4,7 @@ One forward pass, a layout for each layer, the gradients of each target (a close
 methods, and `Explanation`s that remember all of it.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, Unpack
 
@@ -16,13 +16,15 @@ from camlucida.core import settle
 from camlucida.core import targets as targets_
 from camlucida.core.capture import clock
 from camlucida.core.explanation import Explanation, Facts, Pictures
+from camlucida.core.inputs import Inputs
 from camlucida.core.outputs import Which, check
 from camlucida.core.prepare import prepare
 from camlucida.core.question import Question, Seen, class_of
-from camlucida.core.scope import unwrap
-from camlucida.errors import InputError, did_you_mean
+from camlucida.core.scope import one_walk, unwrap
+from camlucida.errors import InputError, TargetError, did_you_mean
 from camlucida.frame import Preprocess
 from camlucida.registry import Method, get
+from camlucida.tasks import plain
 from camlucida.types import Loaded, Target
 from camlucida.version import __version__
 
@@ -100,16 +102,42 @@ def sweep(
     inputs = replace(inputs, output=also["output"]) if "output" in also else inputs
     start = clock(inputs.x.device)
     named = [targets_.as_target(t, labels) for t in _several(targets)]
-    asked = settle.told(named, settle.Subjects(pictures, labels, net))
-    question = Question(net, inputs, asked, [get(m) for m in _several(methods)])
-    pairs, seen = question.answer(_several(layers))
-    laid = question.centres(seen)
+    subjects = settle.Subjects(pictures, labels, net)
+    asks = [get(m) for m in _several(methods)]
+    with one_walk():
+        question, pairs, seen = _answered(net, inputs, named, subjects, asks, _several(layers))
+        laid = question.centres(seen)
     cost = (clock(inputs.x.device) - start) / seen.seconds
     assumed = (_ASSUMED,) if pictures.frames and not (told or preprocess) else ()
     notes, sure = (*getattr(told, "notes", ()), *assumed), getattr(told, "confident", None)
     context = _Told(pictures, labels, notes, cost, seen.statuses(), sure, laid, question.branches)
-    order = [(t, m, n) for t in range(len(asked)) for m, n in pairs]
+    order = [(t, m, n) for t in range(len(named)) for m, n in pairs]
     return [_explanation(seen, question.targets[t], t, m, n, context) for t, m, n in order]
+
+
+def _answered(
+    net: nn.Module,
+    inputs: Inputs,
+    asked: Sequence[Target],
+    subjects: settle.Subjects,
+    methods: Sequence[Method],
+    layers: Sequence[Any],
+) -> tuple[Question, list[tuple[Method, str]], Seen]:
+    """The question and its answer; where the model has no classes, its own best answer is a region or a box."""
+
+    def answered(kind: plain.Kind | None) -> tuple[Question, list[tuple[Method, str]], Seen]:
+        given = plain.meant(kind, asked)
+        question = Question(net, inputs, settle.told(given, subjects), methods, given)
+        return question, *question.answer(layers)
+
+    before = plain.known(net, inputs)
+    try:
+        return answered(before)
+    except TargetError:
+        now = plain.looked_at(net, inputs, len(subjects.labels)) if plain.asks_own(asked) else before
+        if now is before:
+            raise
+    return answered(now)
 
 
 def _check_also(also: Also) -> None:

@@ -116,7 +116,7 @@ def _found(output: Output) -> Float[Tensor, "b k"]:
         return _as_logits(output)
     held = fields(output)
     flat = [v for v in parts(output) if isinstance(v, Tensor) and v.dim() == 2 and v.is_floating_point()]
-    if _boxes(output) and not flat:
+    if boxed(output) and not flat:
         raise TargetError(
             f"the model returns detections ({told(output)}): say which, as target=cl.detection() for the best one, "
             "or cl.detection(label=3), or cl.detection(box=(left, top, right, bottom))."
@@ -145,7 +145,7 @@ def ends_in_sigmoid(y: Tensor) -> bool:
     return step is not None and step.name().startswith("Sigmoid")
 
 
-def _boxes(output: Output) -> bool:
+def boxed(output: Output) -> bool:
     """Whether an answer is detections: it, or what it is a list of, names boxes."""
     inner = next(iter(parts(output)), None) if isinstance(output, list | tuple) else output
     return inner is not None and any("boxes" in name for name in fields(inner))
@@ -154,8 +154,8 @@ def _boxes(output: Output) -> bool:
 def _as_logits(output: Tensor) -> Float[Tensor, "b k"]:
     if output.dim() == 1:
         return output[:, None]
-    if output.dim() == 2:
-        return output
+    if output.dim() == 2 or (output.dim() > 2 and output.shape[2:].numel() == 1):
+        return output.flatten(1)
     way = "target=cl.region(8) explains a class where it is predicted, or over a mask, a box or a point; or " * (
         output.dim() > 3
     )

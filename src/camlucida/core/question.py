@@ -59,13 +59,15 @@ class Seen:
 class Question:
     """Targets and methods asked of one model and one batch.
 
-    ``branches`` are the layers found by themselves that do not carry all the evidence, noted as they are found.
+    ``given`` are the targets as they were given, before any was told the pictures: what is remembered of one is by its
+    object. ``branches`` are the layers found by themselves that do not carry all the evidence, noted as they are found.
     """
 
     net: nn.Module
     inputs: Inputs
     targets: Sequence[Target]
     methods: Sequence[Method]
+    given: Sequence[Target] = ()
     branches: set[str] = field(default_factory=set)
 
     def place(self, ask: LayerAsk) -> tuple[str, Layout | None]:
@@ -97,7 +99,10 @@ class Question:
         return next((t for t in self.targets if not isinstance(t, targets_.ClassTarget)), None)
 
     def survey(self, again: bool = False) -> layers_.Survey:
-        return layers_.survey(self.net, self.inputs, self._own, again)
+        own = self._own
+        steady = not isinstance(own, Task) or own.steady
+        given = next((g for g, t in zip(self.given, self.targets, strict=False) if t is own and steady), own)
+        return layers_.survey(self.net, self.inputs, own, again, known_by=given)
 
     def choice(self, seen: layers_.Survey) -> layers_.Place:
         """The layer that is taken where none is named: the last place, or the one that a task finds of use."""

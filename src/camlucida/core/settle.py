@@ -42,7 +42,12 @@ class Subjects:
 
 @runtime_checkable
 class Task(Protocol):
-    """A target that is settled before it is asked. It is called with an answer as any other target is."""
+    """A target that is settled before it is asked. It is called with an answer as any other target is.
+
+    ``steady`` says whether the layer that is of use is the same for every picture.
+    """
+
+    steady: bool
 
     def __call__(self, output: Output) -> Scores:
         """The scores of a batch, settled on this very answer."""

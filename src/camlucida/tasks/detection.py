@@ -12,7 +12,7 @@ from camlucida.core.layers import Place, Survey
 from camlucida.core.pictures import Pictures
 from camlucida.core.settle import Settled, Subjects
 from camlucida.core.targets import as_target, classes
-from camlucida.errors import InputError, TargetError
+from camlucida.errors import AbsentError, InputError, TargetError
 from camlucida.tasks.boxes import Beside, Found, overlap, read, suppressed
 from camlucida.tasks.cover import ends
 from camlucida.types import Output, Scores, Target
@@ -78,6 +78,7 @@ class Detection:
     same: float
     nothing: bool | None
     subjects: Subjects | None = None
+    steady = False  # boxes of other sizes are found on other grids
 
     def __call__(self, output: Output) -> Scores:
         found = read(output, self._beside)
@@ -157,7 +158,7 @@ class Detection:
         if self.index < len(kept):
             return kept[self.index]
         of = "" if self.label is None else f" of class {self.label}"
-        raise TargetError(
+        raise AbsentError(
             f"picture {i} has {len(kept) or 'no'} detection{'s' * (len(kept) != 1)}{of} of {self.least:g} or more"
             f"{self._shown(found, kept, i)}: ask for one of them, or for less sure ones with least=."
         )
@@ -167,7 +168,7 @@ class Detection:
         order = sorted(kept, key=lambda j: -float(overlap(found.boxes[j : j + 1], asked)))
         if order and float(overlap(found.boxes[order[0] : order[0] + 1], asked)) >= self.same:
             return order[0]
-        raise TargetError(
+        raise AbsentError(
             f"no detection of picture {i} overlaps the box by {self.same:g} or more"
             f"{self._shown(found, kept, i)}: give the box of one of them."
         )

@@ -6,6 +6,7 @@ pixels of the picture as it was handed over, and each place of the output counts
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,11 +20,12 @@ from camlucida.core.outputs import ends_in_sigmoid, fields, told
 from camlucida.core.scores import probable, refuse_missing, scoring, spoken
 from camlucida.core.settle import Settled, Subjects
 from camlucida.core.targets import as_target, classes
-from camlucida.errors import TargetError
+from camlucida.errors import AbsentError, TargetError
 from camlucida.tasks.cover import Cover
 from camlucida.types import Output, Scores, Target
 
 Dense = Float[Tensor, "b k *space"]
+_BACKGROUND = ("background", "bg", "unlabeled", "unlabelled", "void")
 
 
 def region(
@@ -39,7 +41,8 @@ def region(
 
     The part is a ``mask`` (``height width``, or one for each picture of the batch), a ``box`` (left, top, right,
     bottom), a ``point`` (x, y), all in pixels of the picture handed over; or, without any of them, where the model
-    itself sees the class. ``index`` is a class, its label, or None: the class seen at most places of the part.
+    itself sees the class. ``index`` is a class, its label, or None: the class seen at most places of the part; without
+    a part, other than one labelled background if there is any.
     ``score`` is what is read at each place, by any of `SCORES`. The pixels stay those of the undisturbed answer while
     a method asks about other versions of the picture.
 
@@ -74,6 +77,7 @@ class Region:
     score: str
     reduce: str
     subjects: Subjects | None = None
+    steady = True
 
     def __call__(self, output: Output) -> Scores:
         y = dense(output)
@@ -106,7 +110,8 @@ class Region:
         return None
 
     def __str__(self) -> str:
-        what = "the commonest class" if self.index is None else f"class {self.index}"
+        but = " but background" if self._background and self.part is None else ""
+        what = f"the commonest class{but}" if self.index is None else f"class {self.index}"
         return f"{what} {self._where}{spoken(self.score)}{', summed' * (self.reduce == 'sum')}"
 
     @property
@@ -119,7 +124,8 @@ class Region:
         seen = y.argmax(1) if y.shape[1] > 1 else (_held(y)[:, 0] <= 0.5).long()  # of one, 0 is there and 1 is not
         part = self._covered(y)
         if self.index is None:
-            k = torch.stack([_commonest(s, w, y.shape[1]) for s, w in zip(seen, part, strict=True)])
+            beyond = self._background if self.part is None else ()
+            k = torch.stack([_commonest(s, w, y.shape[1], beyond) for s, w in zip(seen, part, strict=True)])
         else:
             refuse_missing([int(self.index)], y.shape[1])
             k = torch.full((len(y),), int(self.index), device=y.device)
@@ -128,6 +134,11 @@ class Region:
         own = (seen == k.reshape(-1, *(1,) * (seen.dim() - 1))).to(y)
         self._refuse_unseen(k, own, seen, y.shape[1])
         return k, own
+
+    @property
+    def _background(self) -> list[int]:
+        labels = self.subjects.labels if self.subjects else ()
+        return [k for k, label in enumerate(labels) if label.strip("_ ").casefold() in _BACKGROUND]
 
     def _check_axes(self, y: Dense) -> None:
         space = self.subjects.pictures.space if self.subjects else y.shape[2:]
@@ -148,7 +159,7 @@ class Region:
         for i in range(len(own)):
             if not own[i].any():
                 there = ", ".join(str(int(c)) for c in seen[i].unique() if int(c) < classes) or "none"
-                raise TargetError(
+                raise AbsentError(
                     f"class {int(k[i])} is seen nowhere in picture {i} (its classes: {there}): say where to look for "
                     "it, with mask=, box= or point=, or explain a class that is there."
                 )
@@ -175,10 +186,15 @@ def _held(y: Dense) -> Dense:
     return y.detach()
 
 
-def _commonest(seen: Int[Tensor, "*space"], weights: Float[Tensor, "*space"], classes: int) -> Int[Tensor, ""]:
+def _commonest(
+    seen: Int[Tensor, "*space"], weights: Float[Tensor, "*space"], classes: int, beyond: Sequence[int]
+) -> Int[Tensor, ""]:
+    """The class of most weight, those ``beyond`` only where there is no other."""
     counts = torch.zeros(max(classes, 2), dtype=torch.float64, device=seen.device)
     counts.index_add_(0, seen.flatten(), weights.flatten().double())
-    return counts[:classes].argmax()
+    counts, rest = counts[:classes], counts[:classes].clone()
+    rest[[k for k in beyond if k < classes]] = 0
+    return (rest if rest.any() else counts).argmax()
 
 
 def _over(
@@ -203,6 +219,8 @@ def dense(output: Output) -> Dense:
     """
     if isinstance(output, Tensor):
         found = [output]
+    elif (masks := masked(output)) is not None:
+        found = [masks]
     else:
         held = fields(output)
         found = [held[name] for name in ("out", "logits") if isinstance(held.get(name), Tensor)][:1]
@@ -214,6 +232,19 @@ def dense(output: Output) -> Dense:
         f"a region needs one score for each class and place, (b, k, height, width); the model returns {told(output)}: "
         "say which part is meant with output=, a key, a place or a function."
     )
+
+
+_MASKS = (("class_queries_logits", "masks_queries_logits"), ("pred_logits", "pred_masks"))
+
+
+def masked(output: Output) -> Dense | None:
+    """What MaskFormer and its heirs answer, classes ``b q k+1`` and masks ``b q *space``: ``log Σ_q p_q(k) σ(m_q)``."""
+    held = fields(output)
+    y, masks = next(((held.get(a), held.get(b)) for a, b in _MASKS if a in held), (None, None))
+    if not isinstance(y, Tensor) or not isinstance(masks, Tensor) or y.dim() != 3 or masks.shape[:2] != y.shape[:2]:
+        return None
+    seen = torch.einsum("bqk,bq...->bk...", y.float().softmax(2)[..., :-1], masks.float().sigmoid())
+    return seen.clamp(min=torch.finfo(seen.dtype).tiny).log()
 
 
 def bottleneck(seen: Survey) -> Place:
