@@ -368,7 +368,7 @@ def test_a_full_disk_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_error_inside_the_net_is_the_nets() -> None:
     picture("one.png")
-    for words in (["explain", "one.png", "-o", "out"], ["layers"]):
+    for words in (["explain", "one.png", "-o", "out"], ["layers", "--size", "3x32x32"]):
         result = call(*words, model="nets.py:grey")
         assert result.exit_code == 2 and "error: the model fails on " in result.stderr, result.stderr
         assert "RuntimeError" in result.stderr and "Traceback" not in result.stderr
@@ -438,6 +438,25 @@ def test_layers_marks_the_one_that_explain_takes() -> None:
     shown = call("layers", "nets.py:net", model="")
     assert shown.exit_code == 0
     assert [r.split()[:3] for r in shown.stdout.splitlines() if "→" in r] == [["→", "3", "ReLU"]]
+
+
+@pytest.mark.parametrize(
+    ("axes", "size", "grid"), [(1, "40", [38]), (1, "2x50", [48]), (2, "20", [18, 18]), (2, "2x9x12", [7, 10]),
+                               (3, "8", [6, 6, 6]), (3, "2x8x9x10", [6, 7, 8])],
+)  # fmt: skip
+def test_layers_are_seen_with_whatever_the_model_takes(axes: int, size: str, grid: list[int]) -> None:
+    Path("any.py").write_text(
+        f"from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Conv{axes}d(2, 4, 3), nn.ReLU(), "
+        f"nn.AdaptiveAvgPool{axes}d(1), nn.Flatten(), nn.Linear(4, 3))\n"
+    )
+    assert lines(call("layers", "--json", "--size", size, model="any.py:net"))[-1]["grid"] == grid
+    if axes != 2:
+        unsaid = call("layers", model="any.py:net")
+        assert unsaid.exit_code == 2 and f"--size 2x{'256' if axes == 1 else '32x64x64'}" in unsaid.stderr.replace(
+            "\n", ""
+        )
+    for wrong in ("0", "3x", "axb", "-4"):
+        assert call("layers", f"--size={wrong}", model="any.py:net").exit_code == 2
 
 
 def test_two_models_for_layers_are_one_too_many() -> None:

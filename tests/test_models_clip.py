@@ -11,8 +11,10 @@ import torch
 from conftest import guest
 from PIL import Image
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import camlucida as cl
+from camlucida.cli.app import app
 from camlucida.errors import ModelError, TargetError
 from camlucida.models.open_clip_source import _tokens
 from camlucida.models.zero_shot import zero_shot
@@ -107,6 +109,20 @@ def test_every_target_and_method_takes_prompts_for_classes(folders: dict[str, Pa
     assert all(e.layer.startswith("model.vision_model.") for e in found)
     texts = sum(p.numel() for n, p in model.net.named_parameters() if "text_model" in n)
     assert texts > 0 and not any(p.grad is not None for p in model.parameters())
+
+
+def test_prompts_are_words_of_the_command_line_too(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo().save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    named = ["--model", f"clip/{folders['CLIP']}"]
+    asked = [*named, *(word for prompt in PROMPTS for word in ("--prompt", prompt))]
+    found = CliRunner().invoke(app, ["explain", "photo.png", *asked, "--target", PROMPTS[1], "-o", "out", "--json"])
+    assert found.exit_code == 0 and json.loads(found.stdout)["explanations"][0]["label"] == PROMPTS[1]
+    assert CliRunner().invoke(app, ["layers", *asked]).exit_code == 0
+    without = CliRunner().invoke(app, ["explain", "photo.png", *named, "-o", "out"])
+    assert without.exit_code == 2 and "--prompt" in without.stderr
 
 
 def test_the_text_tower_runs_once_and_never_again(folders: dict[str, Path]) -> None:
@@ -240,6 +256,12 @@ def test_no_tokenizer_of_open_clip_cuts_a_prompt_unseen(ends: bool) -> None:
     for more in (" home", " home and far away over the hills"):
         with pytest.raises(ModelError, match=r"'a small dog.* is longer than the 5 tokens"):
             _tokens(library, "any", ["a cat", fits + more])
+
+
+def test_open_clip_lists_what_it_has(tiny: Any) -> None:
+    listed = cl.list_models("open_clip/ViT-B-32*")
+    assert "open_clip/ViT-B-32.laion2b_s34b_b79k" in listed
+    tiny.get_pretrained_cfg(*listed[0].removeprefix("open_clip/").split(".", 1))  # names that it takes
 
 
 def test_open_clip_names_are_checked(tiny: Any) -> None:

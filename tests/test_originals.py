@@ -15,7 +15,7 @@ from camlucida.clips import open_video, write_gif, write_video
 from camlucida.core import shown
 from camlucida.core.originals import opened
 from camlucida.core.pictures import Pictures
-from camlucida.errors import InputError, OutputError
+from camlucida.errors import CamlucidaError, InputError, OutputError
 from camlucida.frame import Frame, Preprocess
 from camlucida.volumes import Volume, open_volume
 
@@ -313,6 +313,22 @@ def test_a_npy_file_is_what_the_model_takes(tmp_path: Path) -> None:
         cl.explain(Bright(1), tmp_path / "v.npy")
     with pytest.raises(InputError, match=r"s.npy holds an array \(1, 40\), and not a volume"):
         cl.explain(Bright(3), tmp_path / "s.npy")
+
+
+def test_an_array_of_as_many_bands_as_the_model_takes_is_taken_as_it_is(tmp_path: Path) -> None:
+    bands = np.random.default_rng(0).random((6, 9, 8))
+    np.save(tmp_path / "first.npy", bands)
+    np.save(tmp_path / "last.npy", np.moveaxis(bands, 0, -1))
+    ready = cl.explain(Bright(2, 6), torch.from_numpy(bands).float()[None], target=0, layer="features")
+    for name in ("first.npy", "last.npy"):
+        e = cl.explain(Bright(2, 6), tmp_path / name, target=0, layer="features")
+        assert torch.equal(e.map, ready.map) and e.pictures.names == (name,) and "as in the file" in e.pictures.notes[0]
+        assert e.panel().size[0] > 8
+    look = cl.Preprocess((18, 16), (0.5,) * 6, (0.25,) * 6)  # who says how bands are scaled, has them scaled
+    scaled = cl.explain(Bright(2, 6), tmp_path / "last.npy", target=0, layer="features", preprocess=look)
+    assert tuple(scaled.map.shape) == (1, 18, 16)
+    with pytest.raises(CamlucidaError):
+        cl.explain(Bright(2, 5), tmp_path / "first.npy", target=0)
 
 
 def test_what_makes_no_batch_is_refused(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class Volume:
 
 @dataclass(frozen=True, eq=False)
 class Signal:
-    """A signal ``c n`` from a file."""
+    """A signal ``c n`` from a file, or a picture of many bands, ``c h w``: numbers as they are."""
 
     data: Voxels
     name: str = "signal"

@@ -54,6 +54,7 @@ _Model = Annotated[
 ]
 _Weights = Annotated[str | None, typer.Option(help="a .safetensors or .pth file for the model; or: random")]
 _Partial = Annotated[bool, typer.Option("--partial", help="go on where the weights fit only in part")]
+_Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="a text as a class: clip/, open_clip/")]
 _Device = Annotated[str | None, typer.Option(help="where to compute: cpu, cuda, cuda:1, mps")]
 _Place = Annotated[str, typer.Argument(help="a folder of class folders, or a CSV with columns file, class, split")]
 _Split = Annotated[str, typer.Option(help="only the rows, or the folder, of this split: train, test, …")]
@@ -108,6 +109,7 @@ def explain(  # noqa: PLR0913
     pictures: Annotated[list[str], typer.Argument(metavar="PICTURE", help="pictures, videos, volumes; folders")],
     model: _Model = "",
     weights: _Weights = None,
+    prompt: _Prompts = None,
     target: Annotated[list[str] | None, typer.Option(help="classes: 281 or 281,285 or a label's name")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="each picture's own K best classes")] = None,
     method: Annotated[str, typer.Option(help="one or more of `camlucida methods`: gradcam,layercam")] = "gradcam",
@@ -132,7 +134,7 @@ def explain(  # noqa: PLR0913
         name = model or run.default()
         what = Asked(tuple(target or ()), top, method, layer, score, output)
         job = run.plan(pictures, what, out, format and format.value)
-        return run.run(job, run.loading(name, weights, device, partial), json)
+        return run.run(job, run.loading(name, weights, device, partial, prompt), json)
 
     _run(debug, work)
 
@@ -200,6 +202,7 @@ def evaluate(  # noqa: PLR0913
     place: _Place,
     model: _Model = "",
     weights: _Weights = None,
+    prompt: _Prompts = None,
     split: _Split = "",
     device: _Device = None,
     partial: _Partial = False,
@@ -213,7 +216,7 @@ def evaluate(  # noqa: PLR0913
         from camlucida.cli import evaluate as judging
         from camlucida.cli import run
 
-        return judging.run(run.loading(name, weights, device, partial)(), place, split, json)
+        return judging.run(run.loading(name, weights, device, partial, prompt)(), place, split, json)
 
     _run(debug, work)
 
@@ -223,7 +226,8 @@ def layers(  # noqa: PLR0913
     place: Annotated[str, typer.Argument(metavar="[MODEL]", help="as --model")] = "",
     model: _Model = "",
     weights: _Weights = None,
-    size: Annotated[int | None, typer.Option(min=1, help="side of the input in pixels; else the model's own")] = None,
+    prompt: _Prompts = None,
+    size: Annotated[str | None, typer.Option(help="the input's side, or all sizes: 6x64x64; else its own")] = None,
     all: Annotated[bool, typer.Option("--all", help="every layer with space, not only those worth a map")] = False,
     partial: _Partial = False,
     json: _Json = False,
@@ -237,7 +241,7 @@ def layers(  # noqa: PLR0913
         name = _named(place or model)
         from camlucida.cli import run, tables
 
-        return tables.layers(run.loading(name, weights, None, partial)(), size, all, json)
+        return tables.layers(run.loading(name, weights, None, partial, prompt)(), size, all, json)
 
     _run(debug, work)
 

@@ -15,7 +15,7 @@ from camlucida.core.explanation import Explanation
 from camlucida.core.originals import Original
 from camlucida.core.prepare import opened
 from camlucida.core.targets import ClassTarget
-from camlucida.errors import CamlucidaError, ModelError, OutputError, PictureError
+from camlucida.errors import AbsentError, CamlucidaError, ModelError, OutputError, PictureError
 from camlucida.images import Picture
 from camlucida.models import Model, builtin_source, load
 from camlucida.registry import Method
@@ -65,11 +65,13 @@ def default() -> str:
     return builtin_source.FORM
 
 
-def loading(name: str, weights: str | None, device: str | None, partial: bool) -> Callable[[], Model]:
+def loading(
+    name: str, weights: str | None, device: str | None, partial: bool, prompts: Sequence[str] | None = None
+) -> Callable[[], Model]:
     """The model, when its turn comes; what was done to it is told."""
 
     def now() -> Model:
-        model = load(name, weights, device=device, partial=partial)
+        model = load(name, weights, device=device, partial=partial, prompts=prompts or ())
         for text in model.notes:
             screen.note(f"{model.name}: {text}")
         return model
@@ -131,7 +133,7 @@ def _one(
     """One picture: explained, written, told; or told why not."""
     i, source = numbered
     try:
-        picture = opened(question.model.net, source)
+        picture = opened(question.model.net, source, question.model.preprocess)
         found = _ask(question, picture)
         record = _record(question.model, (source, picture), found, outputs.save(i, found))
     except OutputError as problem:
@@ -139,7 +141,7 @@ def _one(
             raise
         raise _Full(str(problem)) from problem
     except CamlucidaError as problem:
-        if not (tally.done or isinstance(problem, PictureError)):
+        if not (tally.done or isinstance(problem, PictureError | AbsentError)):
             raise  # layer, target or model: it would be the same for every picture, and nothing is written yet
         tally.failed += 1
         return say({"picture": source, "error": screen.safe(str(problem))})

@@ -1,7 +1,7 @@
 """The three lists: layers of a model, methods of the registry, models of all sources."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +11,18 @@ from camlucida.cli import asked, blame, screen
 from camlucida.core import layers as layers_
 from camlucida.core.capture import Inputs
 from camlucida.core.layers import Place, Survey
-from camlucida.errors import ModelError
+from camlucida.core.prepare import first_convolution
+from camlucida.errors import CamlucidaError, InputError, LayerError, ModelError
 from camlucida.models import Model, Names, listing
 from camlucida.registry import Method, list_methods
 
 
-def layers(model: Model, size: int | None, every: bool, as_json: bool) -> int:
-    """Print the layers of a model, and the choice; the exit status. Raises: LayerError where there is none."""
-    prepare = model.preprocess if size is None else replace(model.preprocess, size=(size, size))
-    seen = _survey(model, (prepare.channels, *prepare.size))
+def layers(model: Model, size: str | None, every: bool, as_json: bool) -> int:
+    """Print the layers of a model, and the choice; the exit status.
+
+    Raises: LayerError where there is none; InputError where it cannot be told what the model takes.
+    """
+    seen, shape = _seen(model, size or "")
     rows = [_layer(place, seen) for place in (seen.all if every else seen.places)]
     if as_json:
         for row in rows:
@@ -31,10 +34,42 @@ def layers(model: Model, size: int | None, every: bool, as_json: bool) -> int:
     screen.out().print(made)
     if not seen.whole:
         screen.note("no single layer carries all the evidence: → is one branch of several")
-    high, wide = prepare.size
     screen.note("→ is chosen where no layer is named; used: the share of a layer's places that the score depends on")
-    screen.note(f"seen with an input of {prepare.channels}×{high}×{wide}; {len(seen.all)} layers have space (--all)")
+    screen.note(f"seen with an input of {'×'.join(map(str, shape))}; {len(seen.all)} layers have space (--all)")
     return 0
+
+
+def _seen(model: Model, said: str) -> tuple[Survey, tuple[int, ...]]:
+    """The layers, and the shape of the input that showed them: the first that the model takes."""
+    tried: list[CamlucidaError] = []
+    for shape in _shapes(model, said):
+        try:
+            return _survey(model, shape), shape
+        except (ModelError, LayerError) as problem:
+            tried.append(problem)
+    axes, channels = first_convolution(model.net)
+    if axes in (3, 5) and not said:
+        such = f"{channels}x256" if axes == 3 else f"{channels}x32x64x64"
+        raise InputError(f"this model takes {axes - 1} axes, channels first: say their sizes, as in --size {such}.")
+    raise tried[-1] if len(tried) > 1 and isinstance(tried[0], ModelError) else tried[0]
+
+
+def _shapes(model: Model, said: str) -> Iterator[tuple[int, ...]]:
+    """What the model may be seen with, channels first: what was said; its own; as its first convolution has it."""
+    sizes = tuple(map(int, said.split("x"))) if re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", said) else ()
+    if said and not sizes:
+        shown = screen.safe(said[:40])
+        raise InputError(f"--size is a side, or all sizes with channels first, as in 6x64x64; got '{shown}'.")
+    if len(sizes) > 1:
+        yield sizes
+        return
+    own = model.preprocess
+    yield (own.channels, *(sizes * 2 or own.size))
+    axes, channels = first_convolution(model.net)
+    if channels and axes == 4 and channels != own.channels:
+        yield (channels, *(sizes * 2 or own.size))
+    elif channels and axes in (3, 5) and sizes:
+        yield (channels, *sizes * (axes - 2))
 
 
 def _survey(model: Model, shape: tuple[int, ...]) -> Survey:

@@ -30,19 +30,19 @@ _FRAMES = 16
 Original = Clip | Volume | Signal
 
 
-def opened(model: nn.Module, sources: Sequence[Any], axes: int | None) -> list[Any]:
+def opened(model: nn.Module, sources: Sequence[Any], axes: int | None, bands: int | None = None) -> list[Any]:
     """The sources, with clips, volumes and signals in the place of the files that hold such; the others as they are.
 
-    ``axes`` is how many the model's first convolution takes, the batch's and the channels' among them. Of a video 16
-    frames are taken, or as many as the model's configuration names; such a model (of transformers) takes them before
-    the channels.
+    ``axes`` is how many the model's first convolution takes, the batch's and the channels' among them; ``bands`` how
+    many channels: an array of so many, and no picture's count, is taken as it is. Of a video 16 frames are taken, or as
+    many as the model's configuration names; such a model (of transformers) takes them before the channels.
 
     Raises: PictureError, InputError where a file cannot be read or is not what the model takes.
 
     >>> opened(nn.Conv2d(3, 8, 3), ["cat.jpg"], 4)
     ['cat.jpg']
     """
-    return [_opened(model, source, axes) for source in sources]
+    return [_opened(model, source, axes, bands) for source in sources]
 
 
 def prepared(model: nn.Module, read: Sequence[Any], preprocess: Preprocess | None) -> tuple[Inputs, Pictures]:
@@ -55,10 +55,10 @@ def prepared(model: nn.Module, read: Sequence[Any], preprocess: Preprocess | Non
     return _arrays(model, read)
 
 
-def _opened(model: nn.Module, source: Any, axes: int | None) -> Any:
+def _opened(model: nn.Module, source: Any, axes: int | None, bands: int | None) -> Any:
     name = os.fsdecode(source).lower() if isinstance(source, str | os.PathLike) else ""
     if name.endswith(".npy"):
-        return _array(source, axes)
+        return _array(source, axes, bands)
     if name.endswith(VOLUMES):
         return open_volume(source)
     moving = name.endswith(tuple(VIDEOS)) or (axes == 5 and name.endswith(_ANIMATED))
@@ -68,11 +68,13 @@ def _opened(model: nn.Module, source: Any, axes: int | None) -> Any:
     return open_video(source, frames=asked or _FRAMES, frames_first=bool(asked))
 
 
-def _array(source: Any, axes: int | None) -> Any:
+def _array(source: Any, axes: int | None, bands: int | None) -> Any:
     """A `.npy` file as what the model takes; without a convolution to tell by, channels come first."""
     array, name = open_array(source), os.path.basename(os.fsdecode(source))
     if axes == 4:
-        return array
+        many = array.ndim == 3 and bands in (array.shape[0], array.shape[2]) and bands not in (1, 3)
+        first = array if array.shape[0] == bands else np.moveaxis(array, -1, 0)
+        return Signal(np.array(first, np.float32), name) if many else array
     space = array.ndim - 1 if axes is None else axes - 2
     if array.ndim not in (space, space + 1) or array.size == 0 or space not in (1, 3):
         wanted = {1: "a signal (n) or (channels, n)", 3: "a volume (d, h, w) or (channels, d, h, w)"}

@@ -33,20 +33,20 @@ def prepare(model: nn.Module, x: Any, preprocess: Preprocess | None = None) -> t
         raise InputError("no picture was given: the list is empty.")
     if says_tensors(sources):
         return _from_tensors(model, Inputs((_joined(model, sources),)))
-    sources = originals.opened(model, sources, _first_convolution(model)[0])
+    sources = originals.opened(model, sources, *_taken(model, preprocess))
     if any(isinstance(s, originals.Original) for s in sources):
         return originals.prepared(model, sources, preprocess)
     return _from_pictures(model, sources, preprocess or IMAGENET)
 
 
-def opened(model: nn.Module, source: Any) -> Any:
+def opened(model: nn.Module, source: Any, preprocess: Preprocess | None = None) -> Any:
     """A file as what this model takes it for: a picture, clip, volume or signal, with its ``name`` and ``notes``.
 
     Raises: PictureError, InputError.
     """
     from camlucida.images import open_picture
 
-    held = originals.opened(model, [source], _first_convolution(model)[0])[0]
+    held = originals.opened(model, [source], *_taken(model, preprocess))[0]
     return held if isinstance(held, originals.Original) else open_picture(held)
 
 
@@ -82,7 +82,7 @@ def _joined(model: nn.Module, rows: Sequence[Any]) -> Tensor:
         )
     for v in rows:
         _refuse_whole_numbers(v)
-    axes = _first_convolution(model)[0]
+    axes = first_convolution(model)[0]
     if rows[0].dim() == axes:
         raise InputError(
             f"each tensor of the list has {axes} axes, as a batch has: make one batch of them with torch.cat, or for a "
@@ -93,7 +93,7 @@ def _joined(model: nn.Module, rows: Sequence[Any]) -> Tensor:
 
 
 def _from_tensors(model: nn.Module, given: Inputs) -> tuple[Inputs, Pictures]:
-    axes, channels = _first_convolution(model)
+    axes, channels = first_convolution(model)
     inputs = given.settled(axes, channels)
     x = inputs.x
     _check_axes(x, axes)
@@ -118,11 +118,18 @@ def _bands_shown(x: Tensor) -> str:
     return f"shown: {'channel 0' if x.shape[1] == 2 else 'channels 0, 1, 2'} of {x.shape[1]}"
 
 
-def _first_convolution(model: nn.Module) -> tuple[int | None, int | None]:
+def first_convolution(model: nn.Module) -> tuple[int | None, int | None]:
     """How many axes the first convolution takes, the batch's among them, and how many channels."""
     kinds: dict[type, int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
     first = next((m for m in unwrap(model).modules() if type(m) in kinds), None)
     return (None, None) if first is None else (kinds[type(first)], int(first.in_channels))  # type: ignore[arg-type]
+
+
+def _taken(model: nn.Module, preprocess: Preprocess | None) -> tuple[int | None, int | None]:
+    """As `first_convolution`; no channels where ``preprocess`` scales them one by one."""
+    axes, channels = first_convolution(model)
+    scaled = preprocess is not None and preprocess.channels == channels
+    return axes, None if scaled else channels
 
 
 def _check_axes(x: Tensor, axes: int | None) -> None:

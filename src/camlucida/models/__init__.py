@@ -162,7 +162,7 @@ def _prompts(name: str, source: ModuleType, given: str | Sequence[str]) -> tuple
         return (texts,)
     if texts:
         taking = " or ".join(repr(_room(s).FORM) for s in _names() if getattr(_room(s), "PROMPTS", False))
-        told = f"leave prompts= out, or name {taking}" if taking else "leave prompts= out"
+        told = f"leave them out, or name {taking}" if taking else "leave them out"
         raise ModelError(f"{_short(name)} has classes of its own and takes no prompts: {told}.")
     return ()
 

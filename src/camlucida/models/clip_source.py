@@ -28,7 +28,7 @@ def build(name: str, weights: str | None, partial: bool, prompts: Sequence[str])
     Traceback (most recent call last):
         ...
     camlucida.errors.ModelError: the classes of a model with a tower for texts are texts: say load(…, \
-prompts=['a photo of a dog', 'a photo of a cat']).
+prompts=['a photo of a dog', 'a photo of a cat']), or --prompt 'a dog' --prompt 'a cat'.
     """
     check_prompts(prompts)
     asked = hub.asked(name, "clip/")

@@ -1,6 +1,6 @@
 """Models of the open_clip library, by its names, as classifiers whose classes are texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -28,7 +28,7 @@ def build(name: str, weights: str | None, partial: bool, prompts: Sequence[str])
     Traceback (most recent call last):
         ...
     camlucida.errors.ModelError: the classes of a model with a tower for texts are texts: say load(…, \
-prompts=['a photo of a dog', 'a photo of a cat']).
+prompts=['a photo of a dog', 'a photo of a cat']), or --prompt 'a dog' --prompt 'a cat'.
     """
     check_prompts(prompts)
     library = _library()
@@ -40,6 +40,11 @@ prompts=['a photo of a dog', 'a photo of a cat']).
     x = torch.randn(1, how.channels, *how.size, generator=torch.Generator().manual_seed(0))
     made = zero_shot(net, (x, _tokens(library, kind, prompts)))
     return Model(made, how, name=f"open_clip/{name}", labels=prompts, notes=(*notes, *said(made)))
+
+
+def names() -> Iterable[str]:
+    """Every architecture with each of its tags of weights. Raises: ModelError where the library is missing."""
+    return [f"{kind}.{tag}" for kind, tag in _library().list_pretrained()]
 
 
 def _library() -> ModuleType:

@@ -84,8 +84,10 @@ def zero_shot(model: nn.Module, given: Given) -> ZeroShot:
 def check_prompts(prompts: Sequence[str]) -> None:
     """Raises: ModelError where there are none, or one of them twice."""
     if not prompts:
-        told = "prompts=['a photo of a dog', 'a photo of a cat']"
-        raise ModelError(f"the classes of a model with a tower for texts are texts: say load(…, {told}).")
+        raise ModelError(
+            "the classes of a model with a tower for texts are texts: say "
+            "load(…, prompts=['a photo of a dog', 'a photo of a cat']), or --prompt 'a dog' --prompt 'a cat'."
+        )
     if twice := [p for p in prompts if prompts.count(p) > 1]:
         raise ModelError(f"the prompt '{printable(twice[0][:80])}' is given twice: its classes would be one.")
 
