@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ def look(entry: Entry) -> Line:
 
     try:
         net, x = entry.build()
+    except zoo_nets.NoPicture as reason:
+        return {"status": "no picture", "why": str(reason)}
     except Exception as problem:
         return {"status": "not built", "why": _told(problem)}
     line: Line = {"parameters": sum(p.numel() for p in net.parameters()), "input": list(x.shape[1:])}
@@ -68,21 +70,25 @@ def mapped(net: torch.nn.Module, x: torch.Tensor) -> Line:
     if line["status"] not in ("ok", "all-negative"):
         return line
     seen = layers.survey(net, Inputs((x,)))
-    return line | {"whole": seen.whole} | in_place(net, x, seen.choice)
+    return line | {"whole": seen.whole} | in_place(net, x, seen.places)
 
 
-def in_place(net: torch.nn.Module, x: torch.Tensor, choice: Any) -> Line:
-    """Whether what changes in the layer covers the place of what changed in the picture."""
+def in_place(net: torch.nn.Module, x: torch.Tensor, places: Sequence[Any]) -> Line:
+    """Whether what changes in the last of the places covers the place of what changed in the picture.
+
+    Where it does not, up to which place before it that is so: then what follows spreads every change over all places.
+    """
     from camlucida.core.capture import Inputs
+    from camlucida.core.probe import probe
 
-    try:
-        probe = importlib.import_module("camlucida.core.probe").probe
-    except ModuleNotFoundError:
-        return {"status": "not probed"}
-    reach = probe(net, Inputs((x,)), choice.name, choice.layout, torch.zeros(1, 1, *choice.grid))
-    if reach is None:
-        return {"status": "not probed"}
-    return {"status": "good" if reach.right else "misplaced"}
+    for place in reversed(places):
+        reach = probe(net, Inputs((x,)), place.name, place.layout, torch.zeros(1, 1, *place.grid))
+        if reach and place is places[-1]:
+            return {"status": "good" if reach.right else "misplaced"}
+        if reach and reach.right:
+            grid = "×".join(map(str, place.grid))
+            return {"status": "mixed", "why": f"in its place up to {place.name}, {grid}; what follows mixes all places"}
+    return {"status": "not probed"}
 
 
 def _seconds(what: Callable[[], object]) -> float:

@@ -22,6 +22,10 @@ _DRAWS |= {getattr(nn.init, f"{name}_") for name in ("normal", "uniform", "kaimi
 _CHANGES = {Tensor.mul_, Tensor.add_, Tensor.clamp_, Tensor.div_, Tensor.sub_, Tensor.erfinv_}
 
 
+class NoPicture(Exception):
+    """A net that is not called with a picture alone."""
+
+
 class Undrawn(TorchFunctionMode):
     """Random draws in place are left out inside, and what their author does to them next; ``skipped`` says where."""
 
@@ -171,9 +175,18 @@ def _torchvision(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     return net, (3, side, side)
 
 
+_OTHERWISE = {
+    "ImageGPTForImageClassification": "takes the numbers of its pixels' colours in a palette, which have no gradient",
+    "ShieldGemma2ForImageClassification": "takes a text with its picture, and says whether the text is true of it",
+    "Siglip2ForImageClassification": "takes patches that are cut already, with a mask and the sizes of their grids",
+}  # what is no classifier of a picture, though transformers lists it there
+
+
 def _transformers(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     import transformers
 
+    if name in _OTHERWISE:
+        raise NoPicture(_OTHERWISE[name])
     kind = getattr(transformers, name)
     config = kind.config_class()
     _shrink(config)
@@ -197,6 +210,8 @@ def _shrink(config: Any) -> None:
             setattr(config, key, min(value, 1000 if key == "vocab_size" else 2))
         elif key == "depth_coefficient":
             setattr(config, key, 1.0)
+        elif key == "num_cross_attention_heads":
+            setattr(config, key, 1)  # as published models have it: eight do not divide their inputs' channels
 
 
 _BUILD = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}

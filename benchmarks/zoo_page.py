@@ -21,17 +21,19 @@ same score for every picture until it is trained, and no map of it can be right.
 library's own with at most three blocks where there are many. Each net is asked with one picture of noise, of the size
 it is made for, on one thread.
 
-A map is **good** only if it is finite, not flat, and in its place: patches of the picture are replaced, one at a time,
-and what changes in the layer lies where the patch was. *Cost* is what the choice took, in forward passes of the same
+A map is **good** only if it is finite, not flat, and in its place: patches of noise are put into an empty picture, one
+at a time, and what changes in the layer lies where the patch is (or where patches of the picture itself are replaced).
+*Cost* is what the choice took, in forward passes of the same
 net (CPU time; once for each model and shape of input, nothing afterwards); *seconds* are all of it: building the net,
-choosing, the map and the probe. Both were taken on a busy machine, three nets at a time: benchmarks/own.py measures
-the cost of the choice in peace.
+choosing, the map and the probe. Both were taken with two nets at a time on the
+threads of one core: benchmarks/own.py measures the cost of the choice in peace.
 """
 
 STATUS = {
     "good": "finite, not flat, and in its place",
-    "misplaced": "what changes in the layer was not found where the patch was: its grid is read wrong, or the random "
-    "net spreads every change over all places, which the probe does not tell apart",
+    "mixed": "sound, and in its place up to a layer before the chosen one: behind that the random net spreads every "
+    "change over all places, so that nothing can be said of the place of what is chosen",
+    "misplaced": "what changes in the layer was not found where the patch was: its grid is read wrong",
     "not probed": "the map is sound, but no place of the layer changed clearly more than all others do: nothing "
     "can be said of its place",
     "zero gradient": "the score does not depend on the layer",
@@ -40,6 +42,7 @@ STATUS = {
     "non-finite": "not all numbers finite",
     "refused": "an error that says why",
     "error": "an error of another kind: of the net itself, or ours",
+    "no picture": "the library lists it, but what it is called with is no picture",
     "not built": "the library did not make the net, or the net did not take a picture",
     "out of time": "more seconds than the limit",
     "out of memory": "more bytes than the limit",

@@ -512,3 +512,49 @@ def test_what_does_not_change_or_all_alike_is_no_proof() -> None:
     assert proved(flat, torch.randn(1, 2, 32, 32), "last", channels_first) is None
     x = torch.full((1, 2, 32, 32), torch.nan)
     assert proved(Last(nn.Conv2d(2, 4, 4, 4), lambda x: x), x, "last", channels_first) is None
+
+
+# ------------------------------------------------------------------------------------------- nets that mix their places
+
+
+class Harsh(nn.Module):
+    """Features times a gate that every place has a part in, as squeeze-and-excitation has it, but harsher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.gate = nn.Conv2d(2, 8, 4, 4, bias=False), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.trunk(x)
+        return y * (50 * self.gate(y.mean((2, 3))))[..., None, None].exp().clamp(max=1e3)
+
+
+class Mixed(nn.Module):
+    """Features, and to each place the mean over all of them added, many times over."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.trunk, self.share = nn.Conv2d(2, 8, 4, 4), share
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.trunk(x)
+        return self.share * y + 100 * y.mean((2, 3), keepdim=True).tanh()
+
+
+@pytest.mark.parametrize("make", [Harsh, lambda: Mixed(1.0), lambda: Mixed(0.05)])
+@pytest.mark.parametrize("wrong", [None, "turned", "mirrored"])
+def test_gates_and_means_over_all_places_do_not_hide_where_a_patch_is(make: Any, wrong: str | None) -> None:
+    torch.manual_seed(5)
+    ways: dict[str | None, Layout] = {
+        None: channels_first,
+        "turned": lambda t: t.transpose(2, 3),
+        "mirrored": lambda t: t.flip(3),
+    }
+    net, x = nn.Sequential(make(), nn.Identity()), torch.randn(1, 2, 48, 48)
+    found = probe(net, Inputs((x,)), "0", ways[wrong], torch.zeros(1, 8, 12, 12))
+    assert (found is not None and found.right) == (wrong is None)
+
+
+def test_where_all_that_is_left_is_the_mean_nothing_is_said() -> None:
+    net = nn.Sequential(Mixed(0.0), nn.Identity())
+    assert probe(net, Inputs((torch.randn(1, 2, 48, 48),)), "0", channels_first, torch.zeros(1, 8, 12, 12)) is None

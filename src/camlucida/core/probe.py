@@ -82,6 +82,8 @@ def _hardly(found: Centres, size: Sequence[int], grid: Sequence[int]) -> bool:
 
 # -------------------------------------------------------------------------------------------------------------- a proof
 
+_LOUD = 4  # spreads of the picture that the noise of a patch has
+_DRAWS = 4  # of noise for each patch: what mixes places scatters a different way with each of them
 # Where the patches lie, as shares of each axis: all over it, around its middle, no two axes in the same order.
 _SPOTS = ((0.2, 0.35, 0.5, 0.65, 0.8), (0.5, 0.8, 0.35, 0.2, 0.65), (0.65, 0.2, 0.8, 0.5, 0.35))
 _PATCH = 1 / 8  # least side of a patch, in sides of the input
@@ -102,26 +104,46 @@ class Reach:
 
 
 def probe(net: nn.Module, inputs: Inputs, name: str, layout: Layout, act: Act) -> Reach | None:
-    """Replace five patches of the first picture, one at a time, and see where the layer's grid changes.
+    """Put five patches of noise into an empty picture, one at a time, and see where the layer's grid changes.
 
-    ``act`` is what the layer gave for ``inputs``, under ``layout``. Costs six forward passes of one picture, and one to
-    look at the graph. None where nothing changes, or all the grid alike, or what changes is not finite.
+    In an empty picture a gate that multiplies all places has nothing to multiply, and what attention adds to all of
+    them alike is taken off: what is left is where the patch is. Where that is no right place, patches of the first
+    picture itself are replaced. ``act`` is what the layer gave for ``inputs``, under ``layout``. Costs 21 forwards of
+    one picture, at most 42, and one to look at the graph. None where nothing changes, or all the grid nearly alike, or
+    what changes is not finite: a net that mixes all places says nothing of its grid.
     """
     one = inputs.row(0)
     size, grid = tuple(one.x.shape[2:]), tuple(act.shape[2:])
     if len(size) != len(grid) or len(size) > len(_SPOTS):
         return None
     told = _look(net, one, {name: layout})[name, layout] or Centres.even(size, grid)
-    before = _read(net, one, name, layout)
-    found, expected = [], []
-    for low, high in _patches(size, told.stride):
-        changed = (_read(net, one.showing(_patched(one.x, low, high)), name, layout) - before)[0].norm(dim=0)
-        if not changed.isfinite().all() or not _told_apart(changed):
-            return None
-        found.append(_where(changed))
-        expected.append([(a + b) / 2 for a, b in zip(low, high, strict=True)])
-    at = (torch.tensor(expected) - torch.tensor(told.start)) / torch.tensor(told.stride)
-    return Reach(_agree(torch.stack(found), at, grid), told.start, told.stride)
+    patches = list(_patches(size, told.stride))
+    middles = torch.tensor([[(a + b) / 2 for a, b in zip(low, high, strict=True)] for low, high in patches])
+    at = (middles - torch.tensor(told.start)) / torch.tensor(told.stride)
+    wrong = False
+    for base in (torch.zeros_like(one.x), one.x):
+        whole, apart, clear = _changed(net, one, base, patches, (name, layout))
+        if _agree(whole, at, grid) or _agree(apart, at, grid):
+            return Reach(True, told.start, told.stride)
+        wrong |= clear
+    return Reach(False, told.start, told.stride) if wrong else None
+
+
+def _changed(
+    net: nn.Module, one: Inputs, base: Tensor, patches: Sequence[tuple[list[int], list[int]]], at: tuple[str, Layout]
+) -> tuple[Float[Tensor, "k axes"], Float[Tensor, "k axes"], bool]:
+    """Where the grid changes with each patch put into ``base``, in cells: by the whole change, and by what is left of
+    it without that which most places share; and whether the whole change is always clearly at one place."""
+    before, whole, parts, clear = _read(net, one.showing(base), *at), [], [], True
+    for low, high in patches:
+        shown = (_patched(one.x, base, low, high, seed) for seed in range(_DRAWS))
+        changes = torch.stack([(_read(net, one.showing(x), *at) - before)[0].flatten(1) for x in shown])
+        apart = changes - changes.median(2, keepdim=True).values
+        size, rest = (c.flatten(0, 1).norm(dim=0).reshape(before.shape[2:]) for c in (changes, apart))
+        whole.append(_where(size))
+        parts.append(_where(rest))
+        clear &= _told_apart(size)
+    return torch.stack(whole), torch.stack(parts), clear
 
 
 def _read(net: nn.Module, inputs: Inputs, name: str, layout: Layout) -> Act:
@@ -137,19 +159,19 @@ def _patches(size: tuple[int, ...], stride: tuple[float, ...]) -> Iterator[tuple
         yield low, [a + w for a, w in zip(low, sides, strict=True)]
 
 
-def _patched(x: Tensor, low: list[int], high: list[int]) -> Tensor:
-    """The picture with noise of its own mean and spread in a box."""
-    spread = float(full(x).std()) or 1.0
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x) * spread + full(x).mean().to(x)
+def _patched(x: Tensor, base: Tensor, low: list[int], high: list[int], seed: int) -> Tensor:
+    """A picture with noise in a box, of the mean of ``x`` and some times its spread."""
+    spread = _LOUD * (float(full(x).std()) or 1.0)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x) * spread + full(x).mean().to(x)
     inside = (slice(None), slice(None), *(slice(a, b) for a, b in zip(low, high, strict=True)))
-    made = x.detach().clone()
+    made = base.detach().clone()
     made[inside] = noise[inside]
     return made
 
 
 def _told_apart(changed: Float[Tensor, "*grid"]) -> bool:
-    """Whether one place changed clearly more than most: a net that mixes all places says nothing about its grid."""
-    return float(changed.max() - changed.median()) > _CONTRAST * float(changed.max())
+    """Whether one place changed clearly more than most did."""
+    return bool(changed.isfinite().all()) and float(changed.max() - changed.median()) > _CONTRAST * float(changed.max())
 
 
 def _where(changed: Float[Tensor, "*grid"]) -> Float[Tensor, " axes"]:
