@@ -613,3 +613,26 @@ def test_what_is_spent_may_be_written_into_and_what_is_not_stays() -> None:
         with run(net, Inputs((x,)), ["0"], how=How({"0": given}, spent, graph=False)) as tape:
             assert torch.allclose(tape.output, net[1:](rows.clone()), atol=1e-6)
         assert torch.equal(given, rows) == (not spent)
+
+
+class Fuses(nn.Module):
+    """Fuses itself in its first pass in evaluation, as re-parametrised nets do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and len(self.body) == 3:
+            fused = torch.nn.utils.fuse_conv_bn_eval(self.body[0], self.body[1].eval())  # type: ignore[arg-type]
+            self.body = nn.Sequential(fused, nn.ReLU())
+        return self.fc(self.body(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("asked", [{}, {"layer": "body"}, {"method": "ablationcam"}, {"method": "scorecam"}], ids=str)
+def test_a_net_that_exchanges_its_modules_in_its_first_pass_is_explained_in_it(asked: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    net, x = Fuses().eval(), torch.rand(1, 3, 16, 16)
+    first, second = (cl.explain(net, x, target=0, **asked) for _ in range(2))
+    assert first.layer == second.layer == "body" and torch.allclose(first.map, second.map, atol=1e-6)

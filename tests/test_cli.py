@@ -640,3 +640,19 @@ def net():
     record = lines(result)[0]
     assert record["predictions"][0]["label"] == "bull mastiff"
     assert [(e["class"], e["status"]) for e in record["explanations"]] == [(281, "ok"), (243, "ok")]
+
+
+def test_a_picture_without_what_is_asked_for_costs_itself_alone() -> None:
+    Path("spots.py").write_text(
+        "import sys\nsys.path.insert(0, " + repr(str(Path(__file__).parent)) + ")\n"
+        "from spots import Spots\nfrom camlucida import Preprocess\nfrom camlucida.models import Model\n\n"
+        "def net():\n    look = Preprocess((64, 64), (0.0,) * 3, (1.0,) * 3, crop=1.0)\n"
+        "    return Model(Spots(), look, name='spots')\n"
+    )
+    blank, red = Image.new("RGB", (64, 64)), Image.new("RGB", (64, 64))
+    red.paste((255, 0, 0), (8, 8, 24, 24))
+    for name, image in (("a.png", blank), ("b.png", red), ("c.png", blank)):
+        image.save(name)
+    result = explain("a.png", "b.png", "c.png", "-o", "out", model="spots.py:net")
+    assert result.exit_code == 1 and [p.name for p in Path("out").iterdir()] == ["b.png"], result.stderr
+    assert result.stderr.count("no detections") == 2 and "Traceback" not in result.stderr

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import camlucida as cl
 from camlucida.core.capture import Inputs
-from camlucida.core.layers import resolve, survey
+from camlucida.core.layers import _share, resolve, survey
 from camlucida.errors import LayerError
 
 # ------------------------------------------------------------------------------------------------- by name
@@ -251,3 +251,16 @@ def test_a_newly_built_net_whose_last_layer_is_zero_is_told_apart() -> None:
     nn.init.zeros_(net.fc.weight)
     with pytest.raises(LayerError, match=r"does not depend on the picture.*starts at zero"):
         cl.explain(net, torch.randn(1, 3, 12, 12))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("kept", [0.0, 1e-3, 0.02, 0.5, 1.0])
+def test_the_share_of_the_places_that_count_is_that_of_all_channels(dims: int, kept: float) -> None:
+    generator = torch.Generator().manual_seed(dims)
+    for channels in (1, 3, 40):
+        shape = (2, channels, *(6,) * dims)
+        grad = torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < kept)
+        assert _share(grad) == pytest.approx(float((grad != 0).any(1).double().mean()))
+    lone = torch.zeros(2, 40, *(6,) * dims)
+    lone[0, 39].flatten()[0] = 1e-30  # the last channel alone
+    assert _share(lone) == pytest.approx(1 / (2 * 6**dims))

@@ -530,7 +530,7 @@ class Harsh(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Features, and to each place the mean over all of them added, many times over."""
+    """Features, and to each place the mean over all of them added, many times over: with it or against it."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -541,7 +541,7 @@ class Mixed(nn.Module):
         return self.share * y + 100 * y.mean((2, 3), keepdim=True).tanh()
 
 
-@pytest.mark.parametrize("make", [Harsh, lambda: Mixed(1.0), lambda: Mixed(0.05)])
+@pytest.mark.parametrize("make", [Harsh, lambda: Mixed(1.0), lambda: Mixed(0.05), lambda: Mixed(-0.05)])
 @pytest.mark.parametrize("wrong", [None, "turned", "mirrored"])
 def test_gates_and_means_over_all_places_do_not_hide_where_a_patch_is(make: Any, wrong: str | None) -> None:
     torch.manual_seed(5)

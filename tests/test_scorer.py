@@ -363,3 +363,58 @@ def test_a_layer_off_the_path_is_refused_forward_as_it_is_back(monkeypatch: pyte
         monkeypatch.setattr(evidence, "DEARER", dearer)
         with pytest.raises(LayerError, match=r"does not depend on any place of layer 'blocks\.1'.*use layer="):
             cl.sweep(net, net.x(1), **asked)
+
+
+# ------------------------------------------------------------------------------------- what follows writes where it is
+
+
+class Beside(nn.Module):
+    """Behind the layer an activation in place, then what came from the picture by another way and does not grow."""
+
+    def __init__(self, act: nn.Module, offset: float) -> None:
+        super().__init__()
+        self.skip, self.conv, self.act = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(3, 6, 3, 2, 1), act
+        self.fc, self.offset = nn.Linear(640, 4), offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        k = self.skip(x)
+        return self.tail(self.conv(x), k)
+
+    def tail(self, a: Tensor, k: Tensor) -> Tensor:
+        return self.fc(torch.cat([self.act(a), k], 1).flatten(1)) + self.offset
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("act", [nn.ReLU(True), nn.LeakyReLU(0.01, True), nn.SiLU(True), nn.Hardswish(True)], ids=str)
+def test_a_second_try_begins_with_what_the_first_began_with(act: nn.Module, offset: float) -> None:
+    torch.manual_seed(0)
+    net, x = Beside(act, offset).double().eval(), torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    a, k, drops = net.conv(x).detach(), net.skip(x).detach(), []
+    for c in range(6):
+        less = a.clone()
+        less[:, c] = 0
+        drops.append(float((net.tail(a.clone(), k) - net.tail(less, k)).detach()[0, 1]))
+    expected = (torch.tensor(drops, dtype=torch.float64)[:, None, None] * a[0]).sum(0)
+    assert apart(cl.explain(net, x, target=1, method="ablationcam", layer="conv").map[0], expected) < 1e-9
+
+
+def test_the_undisturbed_activation_is_never_written_into() -> None:
+    """Not even by a method that hands it back itself, in each of its forms."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(inplace=True), nn.Flatten(), nn.Linear(4 * 36, 3)).double().eval()
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    raw = net[0](x).detach()
+    subject = Subject(
+        net,
+        Inputs((x,)),
+        "0",
+        channels_first,
+        raw,
+        [targets.classes(0)],
+        [torch.zeros(1).long()],
+        net(x).detach()[:, :1].T,
+    )
+    one, before = subject.picture(0), raw.clone()
+    for _ in range(3):
+        for given in (one.act[None], one.act[None].detach(), one.act[None].clone(), raw):
+            assert apart(one.at_layer(1, lambda _: given)[:, 0], one.base) < 1e-9  # noqa: B023
+    assert torch.equal(raw, before)
