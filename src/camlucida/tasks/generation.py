@@ -37,6 +37,7 @@ class Said:
     labels: Labels
     score: str = "log_probability"
     output: Which = None
+    steady = True
 
     def __call__(self, output: Output) -> Scores:
         y = _logits(output, self.output)

@@ -76,6 +76,7 @@ class Similarity:
     than: Vectors | None = None
     by: str = "cosine"  # or dot
     output: Which = None
+    steady = True
 
     def __call__(self, output: Output) -> Scores:
         e = full(embeddings(output, self.output))
