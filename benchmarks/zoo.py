@@ -117,6 +117,8 @@ def guarded(entry: Entry, limit_seconds: float, limit_bytes: float) -> Line:
     with os.fdopen(read, "rb") as pipe:
         said = pipe.read()
     line: Line = json.loads(said) if said else {"status": end or "crashed"}
+    if end:
+        line["why"] = f"more than {limit_bytes / 2**30:g} GB" if "memory" in end else f"more than {limit_seconds:g} s"
     return line | {"seconds": round(time.monotonic() - start, 1)}
 
 

@@ -23,14 +23,13 @@ it is made for, on one thread.
 
 A map is **good** only if it is finite, not flat, and in its place: patches of noise are put into an empty picture, one
 at a time, and what changes in the layer lies where the patch is (or where patches of the picture itself are replaced).
-*Cost* is what the choice took, in forward passes of the same
-net (CPU time; once for each model and shape of input, nothing afterwards); *seconds* are all of it: building the net,
-choosing, the map and the probe. Both were taken with two nets at a time on the
-threads of one core: benchmarks/own.py measures the cost of the choice in peace.
+*Cost* is what the choice took, in forward passes of the same net (CPU time; once for each model and shape of input,
+nothing afterwards); *seconds* are all of it: building the net, choosing, the map and the probe. Both were taken with
+two nets at a time on the threads of one core: benchmarks/own.py measures the cost of the choice in peace.
 """
 
 STATUS = {
-    "good": "finite, not flat, and in its place",
+    "good": "finite, not flat, and in its place; *one branch of several* where no one layer carries all the evidence",
     "mixed": "sound, and in its place up to a layer before the chosen one: behind that the random net spreads every "
     "change over all places, so that nothing can be said of the place of what is chosen",
     "misplaced": "what changes in the layer was not found where the patch was: its grid is read wrong",
@@ -87,7 +86,8 @@ def _exception(line: Line) -> Sequence[Any]:
 def _good(line: Line) -> Sequence[Any]:
     grid = "×".join(map(str, line["map"]))
     millions = f"{line['parameters'] / 1e6:.1f} M"
-    return _name(line), millions, _code(line["layer"]), line["layout"], grid, line["forwards"], line["seconds"]
+    layer = _code(line["layer"]) + ("" if line.get("whole", True) else ", one branch of several")
+    return _name(line), millions, layer, line["layout"], grid, line["forwards"], line["seconds"]
 
 
 def _name(line: Line) -> str:

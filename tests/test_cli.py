@@ -455,7 +455,7 @@ def test_layers_are_seen_with_whatever_the_model_takes(axes: int, size: str, gri
         assert unsaid.exit_code == 2 and f"--size 2x{'256' if axes == 1 else '32x64x64'}" in unsaid.stderr.replace(
             "\n", ""
         )
-    for wrong in ("0", "3x", "axb", "-4"):
+    for wrong in ("0", "3x", "axb", "-4", "2x" + "x".join(["999999"] * max(2, axes))):
         assert call("layers", f"--size={wrong}", model="any.py:net").exit_code == 2
 
 

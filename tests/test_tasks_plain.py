@@ -239,7 +239,7 @@ def test_the_layer_of_a_box_is_found_anew_for_each_picture() -> None:
             assert (e.layer, e.status) == (layer, "ok")
 
 
-def test_a_part_of_the_answer_chosen_by_a_function_is_held_by_nothing() -> None:
+def test_a_part_of_the_answer_may_be_chosen_by_whatever_can_be_called() -> None:
     @dataclass
     class Pick:
         key: str

@@ -74,7 +74,10 @@ def _shapes(model: Model, said: str) -> Iterator[tuple[int, ...]]:
 
 def _survey(model: Model, shape: tuple[int, ...]) -> Survey:
     """Seen with noise: an even picture would leave half of the net silent."""
-    x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    try:
+        x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    except RuntimeError as fault:
+        raise InputError(f"an input of {'×'.join(map(str, shape))} does not fit into memory.") from fault
     like = next((p for p in model.net.parameters() if p.is_floating_point()), x)
     with blame.of_model(f"on an input of {'×'.join(map(str, shape))}"):
         return layers_.survey(model.net, Inputs((x.to(like.device, like.dtype),)))
