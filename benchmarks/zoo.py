@@ -20,6 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,15 @@ def look(entry: Entry) -> Line:
     except zoo_nets.NoPicture as reason:
         return {"status": "no picture", "why": str(reason)}
     except Exception as problem:
+        if entry.short:  # it counts its blocks
+            return look(replace(entry, short=False))
         return {"status": "not built", "why": _told(problem)}
     line: Line = {"parameters": sum(p.numel() for p in net.parameters()), "input": list(x.shape[1:])}
+    line |= {"short": True} if entry.short else {}
     with torch.no_grad():
         passes = [0]
         counter = net.register_forward_pre_hook(lambda *_: passes.__setitem__(0, passes[0] + 1))
-        choosing = _seconds(lambda: layers.survey(net, Inputs((x,))))
+        choosing = _seconds(lambda: layers.survey(net, Inputs((x,)), complete=False))
         counter.remove()
         forward = _seconds(lambda: net(x))
     line |= {"forward": round(forward, 3), "forwards": round(choosing / forward, 2), "passes": passes[0]}
@@ -70,6 +74,8 @@ def mapped(net: torch.nn.Module, x: torch.Tensor) -> Line:
     if line["status"] not in ("ok", "all-negative"):
         return line
     seen = layers.survey(net, Inputs((x,)))
+    if seen.choice.name != e.layer:
+        return line | {"status": "error", "why": f"a complete look chooses {seen.choice.name}"}
     return line | {"whole": seen.whole} | in_place(net, x, seen.places)
 
 
@@ -171,7 +177,9 @@ def wanted(asked: argparse.Namespace) -> list[Entry]:
     first = sorted(smallest.values(), key=lambda e: size[e.model])
     rest = [e for e in timm if e not in set(first)] if asked.all else []
     order = [*first, *zoo_nets.entries("torchvision"), *zoo_nets.entries("transformers"), *rest]
-    return [e for e in order if asked.only in f"{e.source}/{e.model}"]
+    order = [replace(e, short=e.source == "timm" and size[e.model] > asked.whole_parameters) for e in order]
+    part, parts = map(int, asked.part.split("/"))
+    return [e for e in order if asked.only in f"{e.source}/{e.model}"][part::parts]
 
 
 def sizes() -> dict[str, int]:
@@ -226,6 +234,8 @@ def main() -> None:
     parser.add_argument("--limit-seconds", type=float, default=300, help="for each model")
     parser.add_argument("--limit-gigabytes", type=float, default=6, help="of memory, for each model")
     parser.add_argument("--limit-parameters", type=float, default=float("inf"), help="leave out larger nets of timm")
+    parser.add_argument("--whole-parameters", type=float, default=5e7, help="larger of timm lose blocks made alike")
+    parser.add_argument("--part", default="0/1", help="0/2 and 1/2: every second one, for two processes at once")
     parser.add_argument("--lines", type=Path, default=LINES)
     asked = parser.parse_args()
     if not asked.page:

@@ -8,6 +8,7 @@ too: such a net has no evidence anywhere until it is trained.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -47,16 +48,33 @@ class Undrawn(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def built(make: Callable[[], nn.Module]) -> nn.Module:
-    """The net that ``make`` makes, every weight that matters filled with noise."""
+def built(make: Callable[[], nn.Module], short: bool = False) -> nn.Module:
+    """The net that ``make`` makes, every weight that matters filled with noise; ``short``: of like blocks but two."""
     with Undrawn() as undrawn:
         net = make()
+    if short:
+        shorten(net)
     pool, start = torch.randn(1048573, generator=torch.Generator().manual_seed(0)), 0
     with torch.no_grad():
         for name, weight in net.named_parameters():
             start += 7919
             _fill(name, weight, weight.untyped_storage().data_ptr() in undrawn.skipped, pool.roll(start))
     return net.eval()
+
+
+def shorten(net: nn.Module, keep: int = 2) -> None:
+    """Leave no more than ``keep`` of every row of blocks that are made alike, whatever their weights."""
+    for parent in list(net.modules()):
+        names = [name for name, block in parent.named_children() if len(list(block.children()))]
+        made = [_make(parent.get_submodule(name)) for name in names]
+        for i in reversed(range(keep, len(names))):
+            if all(like == made[i] for like in made[i - keep : i]):
+                delattr(parent, names[i])
+
+
+def _make(block: nn.Module) -> object:
+    """What a block is, but for the share of its branches that training drops."""
+    return re.sub(r"drop_prob=[0-9.]+", "", repr(block)), [w.shape for w in block.parameters()]
 
 
 def _fill(name: str, weight: Tensor, drawn: bool, pool: Tensor) -> None:
@@ -79,12 +97,12 @@ def _fill(name: str, weight: Tensor, drawn: bool, pool: Tensor) -> None:
 
 
 def settle(net: nn.Module, x: Tensor) -> None:
-    """Let batch norms bring a signal that has become weak back to half its size, as trained ones would; one pass."""
+    """Let batch norms bring a signal that has become weak or strong back in bounds, as trained ones would; one pass."""
 
     def note(norm: Any, given: tuple[Tensor, ...]) -> None:
         size = float(given[0].std()) if given[0].numel() > 1 else 0.0
-        if norm.running_var is not None and 0 < size < 0.5:
-            norm.running_var.fill_((size / 0.5) ** 2)
+        if norm.running_var is not None and 0 < size < math.inf:
+            norm.running_var.fill_((size / min(max(size, 0.5), 4.0)) ** 2)
 
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     handles = [m.register_forward_pre_hook(note) for m in norms]
@@ -123,10 +141,11 @@ class Entry:
     source: str
     family: str
     model: str
+    short: bool = False
 
     def build(self) -> tuple[nn.Module, Tensor]:
         """The net, and a picture of noise of the size it is made for."""
-        net, shape = _BUILD[self.source](self.model)
+        net, shape = _BUILD[self.source](self)
         x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
         settle(net, x)
         return net, x
@@ -159,18 +178,18 @@ def parameters(entry: Entry) -> int:
         return sum(p.numel() for p in timm.create_model(entry.model).parameters())
 
 
-def _timm(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+def _timm(entry: Entry) -> tuple[nn.Module, tuple[int, ...]]:
     import timm
 
-    net = built(lambda: timm.create_model(name))
+    net = built(lambda: timm.create_model(entry.model), entry.short)
     return net, tuple(timm.data.resolve_model_data_config(net)["input_size"])
 
 
-def _torchvision(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+def _torchvision(entry: Entry) -> tuple[nn.Module, tuple[int, ...]]:
     import torchvision
 
-    net = built(lambda: torchvision.models.get_model(name, weights=None))
-    crop = torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
+    net = built(lambda: torchvision.models.get_model(entry.model, weights=None), entry.short)
+    crop = torchvision.models.get_model_weights(entry.model).DEFAULT.transforms().crop_size[0]
     side = getattr(net, "image_size", crop)
     return net, (3, side, side)
 
@@ -182,16 +201,16 @@ _OTHERWISE = {
 }  # what is no classifier of a picture, though transformers lists it there
 
 
-def _transformers(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+def _transformers(entry: Entry) -> tuple[nn.Module, tuple[int, ...]]:
     import transformers
 
-    if name in _OTHERWISE:
-        raise NoPicture(_OTHERWISE[name])
-    kind = getattr(transformers, name)
+    if entry.model in _OTHERWISE:
+        raise NoPicture(_OTHERWISE[entry.model])
+    kind = getattr(transformers, entry.model)
     config = kind.config_class()
     _shrink(config)
     config.num_labels = 10
-    net = built(lambda: kind(config))
+    net = built(lambda: kind(config), entry.short)
     sizes = [config, *(getattr(config, n, None) for n in ("vision_config",))]
     said = next((s for c in sizes if (s := getattr(c, "image_size", None))), 224)
     space = tuple(said) if isinstance(said, list | tuple) else (said, said)

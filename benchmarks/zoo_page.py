@@ -18,8 +18,9 @@ needs training. The weights are not what the authors' initialisation would draw,
 even and strongest in their middle, norms at the identity (but batch norms keep the signal from vanishing). What an
 author sets to zero or nearly so to begin training (a last layer, a residual branch) is filled, too: such a net has the
 same score for every picture until it is trained, and no map of it can be right. Configurations of transformers are the
-library's own with at most three blocks where there are many. Each net is asked with one picture of noise, of the size
-it is made for, on one thread.
+library's own with at most three blocks where there are many. A net of timm with more than 50 million parameters that
+is marked **short** has kept two of every row of blocks made alike; all else is as it was. Each net is asked with one
+picture of noise, of the size it is made for, on one thread.
 
 A map is **good** only if it is finite, not flat, and in its place: patches of noise are put into an empty picture, one
 at a time, and what changes in the layer lies where the patch is (or where patches of the picture itself are replaced).
@@ -87,6 +88,7 @@ def _good(line: Line) -> Sequence[Any]:
     grid = "×".join(map(str, line["map"]))
     millions = f"{line['parameters'] / 1e6:.1f} M"
     layer = _code(line["layer"]) + ("" if line.get("whole", True) else ", one branch of several")
+    millions += ", short" if line.get("short") else ""
     return _name(line), millions, layer, line["layout"], grid, line["forwards"], line["seconds"]
 
 

@@ -61,7 +61,10 @@ class Transformer(nn.Module):
 
 
 def chosen(net: nn.Module) -> str:
-    e = cl.explain(net.eval(), torch.randn(1, 3, 16, 24), method="hirescam")
+    x = torch.randn(1, 3, 16, 24)
+    e = cl.explain(net.eval(), x, method="hirescam")
+    quick, whole = (survey(net, Inputs((x,)), again=True, complete=c) for c in (False, True))
+    assert quick.choice == whole.choice and quick.whole == whole.whole
     assert e.map.isfinite().all() and e.map.std() > 0 and tuple(e.map.shape[1:]) in ((4, 6), (8, 12), (16, 24))
     return e.layer
 

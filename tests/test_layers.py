@@ -96,8 +96,12 @@ def test_numbers_count_places_from_the_end() -> None:
 
 def choice(net: nn.Module, size: tuple[int, ...] = (64, 64)) -> tuple[str, str, tuple[int, ...]]:
     """What is chosen without asking; and the map it gives is finite, not flat, and of that grid."""
-    e = cl.explain(net.eval(), torch.randn(1, 3, *size), method="hirescam")
+    x = torch.randn(1, 3, *size)
+    e = cl.explain(net.eval(), x, method="hirescam")
     assert e.map.isfinite().all() and e.map.std() > 0
+    quick, whole = (survey(net, Inputs((x,)), again=True, complete=c) for c in (False, True))
+    assert quick.choice == whole.choice and quick.whole == whole.whole
+    assert quick.places == whole.places[-len(quick.places) :]
     return e.layer, e.facts.layout, tuple(e.map.shape[1:])
 
 
@@ -205,13 +209,58 @@ def test_the_model_is_looked_at_once_for_each_input_shape(monkeypatch: pytest.Mo
 
     looks: list[tuple[int, ...]] = []
     real = layers._look
-    monkeypatch.setattr(layers, "_look", lambda net, i, t: looks.append(tuple(i.x.shape)) or real(net, i, t))
+    monkeypatch.setattr(layers, "_look", lambda net, i, *how: looks.append(tuple(i.x.shape)) or real(net, i, *how))
     net = Residual().eval()
     for size in (12, 12, 16, 12):
         cl.explain(net, torch.randn(2, 3, size, size))
     assert [s[-1] for s in looks] == [12, 16]
     cl.explain(Residual().eval(), torch.randn(2, 3, 12, 12))
     assert len(looks) == 3  # another model object is another model
+
+
+def test_a_quick_look_asks_the_last_layers_alone_and_a_complete_one_all() -> None:
+    net, x = Residual().eval(), torch.randn(1, 3, 12, 12)
+    quick = survey(net, Inputs((x,)), complete=False)
+    assert not quick.complete and quick.choice.name == "layer4" and quick.choice.share == 1.0
+    early, first = quick.of("conv1"), survey(net, Inputs((x,)), complete=False)
+    assert early is not None and early.share is None and early.grid == (10, 10) and first is quick
+    assert cl.explain(net, x, layer=0).layer == "conv1"
+    whole = survey(net, Inputs((x,)), complete=False)
+    assert whole.complete and whole.numbered(0).share  # known by now
+
+
+def test_where_the_choice_is_not_among_the_last_layers_all_are_asked() -> None:
+    class Block(nn.Module):
+        def __init__(self, *last: nn.Module) -> None:
+            super().__init__()
+            self.body = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(5)), *last)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+    pooled = Block(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Block(), Block(), pooled, nn.Linear(4, 5))
+    assert choice(net, (12, 12)) == ("2", "channels first", (10, 10))
+    assert survey(net, Inputs((torch.randn(1, 3, 12, 12),)), again=True, complete=False).complete
+
+
+def test_what_hands_on_an_early_tensor_is_not_taken_for_a_late_layer() -> None:
+    class Beside(nn.Module):
+        def forward(self, both: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return both[0], both[1].sigmoid()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3)
+            self.deep = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(4)))
+            self.beside, self.fc = Beside(), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.stem(x)
+            return self.fc(self.beside((first, self.deep(first)))[1].mean((2, 3)))
+
+    assert choice(Net(), (12, 12)) == ("deep", "channels first", (10, 10))
 
 
 def test_each_target_of_ones_own_finds_its_own_layer() -> None:

@@ -151,6 +151,23 @@ def test_a_transposed_convolution_refines_the_grid_where_each_cell_looks_at_its_
         assert seen(nn.Sequential(patches, stairs), [64, 48]) is None
 
 
+def test_blocks_that_all_look_to_one_side_look_half_as_far_as_their_branches() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.way = nn.Sequential(nn.ZeroPad2d((1, 0, 1, 0)), nn.Conv2d(2, 2, 2))
+            nn.init.ones_(self.way[1].weight)  # type: ignore[arg-type]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.way(x)
+
+    net = nn.Sequential(nn.Conv2d(2, 2, 4, 4), *(Block() for _ in range(20)))  # beyond the edge of the picture
+    assert seen(net, [64, 64]) == Centres((2.0 - 20, 2.0 - 20), (4.0, 4.0))
+    net[1].way[1].weight.data *= torch.tensor([0.0, 1.0])  # as training makes up for it
+    x = torch.zeros(1, 2, 64, 64, requires_grad=True)
+    assert centres(net(x.clone()), x) == Centres((-18.0, -17.0), (4.0, 4.0))
+
+
 class Slices(nn.Module):
     """Every second row and column, side by side in the channels: how patches are merged."""
 

@@ -66,12 +66,12 @@ class Tape:
             raise _Unseen(f"layer {off[0]!r} ran, but the score does not depend on it")
         return kept
 
-    def flow(self, score: Float[Tensor, ""]) -> list[Tensor | None]:
-        """The gradient of one number at what every noted call made; None where it does not depend on it.
+    def flow(self, score: Float[Tensor, ""], calls: Sequence[Call]) -> list[Tensor | None]:
+        """The gradient of one number at what each call made; None where it does not depend on it.
 
-        The graph stays, for `trace` to read.
+        Costs what lies behind the first of the calls. The graph stays, for `trace` to read.
         """
-        made = [c.feature for c in self.calls]
+        made = [c.feature for c in calls]
         at = [m for m in made if m is not None and m.requires_grad]
         grads = iter(torch.autograd.grad(score, at, retain_graph=True, allow_unused=True) if at else ())
         return [next(grads) if m is not None and m.requires_grad else None for m in made]

@@ -16,14 +16,17 @@ from camlucida.core.trunk import Graph
 
 @dataclass(frozen=True)
 class Place:
-    """One layer's output as seen by the survey; ``share`` is the part of its grid that the score depends on."""
+    """One layer's output as seen by the survey.
+
+    ``share`` is the part of its grid that the score depends on; None where a survey that is not complete did not ask.
+    """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     layout: Layout
     grid: Grid
-    share: float
+    share: float | None
     bare: bool
     order: int
 
@@ -70,6 +73,7 @@ def _alike(one: nn.Module, two: nn.Module) -> bool:
 
 _PASSING = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
 _TRIES = 4  # places behind the last neck that are tried
+_LATE = 3  # necks
 _SLACK = 1e-3  # of the largest gradient, for rounding
 
 Pair = tuple[Place, Call]
@@ -80,12 +84,12 @@ class Trunk:
 
     ``places`` are those worth a map: space and gradient, not a mere pool or view, one name a tensor, no innards of a
     block, and no branch of what the score reads: up to the last neck of the graph it is the necks, and behind it only
-    what carries all that the score takes from it, as in the block whose class token is read out.
+    what carries all that the score takes from it, as in the block whose class token is read out. ``settled`` says that
+    whatever came before the first of those seen would not have been chosen.
     """
 
-    def __init__(self, score: Tensor, seen: Sequence[Pair], blocks: Blocks, times: Counter[str]) -> None:
-        self._score, self._blocks = score, blocks
-        self._graph = Graph(score, blocks.modules[""].parameters())
+    def __init__(self, score: Tensor, graph: Graph, seen: Sequence[Pair], blocks: Blocks, times: Counter[str]) -> None:
+        self._score, self._graph, self._blocks = score, graph, blocks
         alive = _alive([pair for pair in seen if times[pair[0].name] == 1])
         self._calls = {p: c for p, c in _named_once(alive)}
         necks = [p for p, c in self._calls.items() if c.feature is not None and self._graph.neck(c.feature)]
@@ -93,7 +97,9 @@ class Trunk:
         self.whole = self._last is not None or not self._calls
         held = {p.order for p in necks}
         whole = [p for p in self._calls if not necks or p.order in held or p.order > necks[-1].order]
-        self.places = self._chosen(whole)
+        chosen = self._chosen(whole)
+        self.places = [p for p in chosen if p is chosen[-1] or blocks.around(p.name) is None]
+        self.settled = self._last is not None and len(chosen) > 1
 
     def _chosen(self, places: list[Place]) -> list[Place]:
         tries = 0
@@ -105,7 +111,7 @@ class Trunk:
                 tries += 1
                 better = self._last if tries == _TRIES else _before(places)
             places = places[: places.index(better) + 1] if better else []
-        return [p for p in places if p is places[-1] or self._blocks.around(p.name) is None]
+        return places
 
     def _whole(self, place: Place, places: Sequence[Place]) -> bool:
         """Whether a place shows all the evidence, as one thing."""
@@ -131,9 +137,23 @@ class Trunk:
 
 def _alive(seen: Sequence[Pair]) -> Sequence[Pair]:
     """Those with space and gradient that are no mere view, nor a pool where there is anything else."""
-    live = [(p, c) for p, c in seen if p.share > 0 and has_space(p.grid) and not _passing(c)]
+    live = [(p, c) for p, c in seen if p.share and has_space(p.grid) and not _passing(c)]
     pooled = {id(c.feature) for _, c in seen if isinstance(c.module, POOLS)}
     return [(p, c) for p, c in live if id(c.feature) not in pooled] or live
+
+
+def late(seen: Sequence[Pair], graph: Graph) -> Sequence[Pair]:
+    """Those from the third last neck on, among which the choice mostly is; all where there are no three.
+
+    What only hands on a tensor from before is not among them: it may have a better name there.
+    """
+    order = [c.feature for p, c in seen if has_space(p.grid) and not isinstance(c.module, POOLS) and not _passing(c)]
+    necks = [f for f in {id(f): f for f in order}.values() if f is not None and graph.neck(f)]
+    if len(necks) < _LATE:
+        return seen
+    first = next(i for i, (_, c) in enumerate(seen) if c.feature is necks[-_LATE])
+    before = {id(c.feature) for _, c in seen[:first]}
+    return [(p, c) for p, c in seen[first:] if id(c.feature) not in before]
 
 
 def _named_once(pairs: Sequence[Pair]) -> list[Pair]:

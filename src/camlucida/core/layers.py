@@ -8,13 +8,13 @@ import fnmatch
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from camlucida.core.capture import Call, How, Inputs, run
-from camlucida.core.choice import Blocks, Trunk
+from camlucida.core.capture import Call, How, Inputs, Tape, run
+from camlucida.core.choice import Blocks, Pair, Trunk, late
 from camlucida.core.choice import Place as Place
 from camlucida.core.layouts import Grid, Layout, has_space, infer
 from camlucida.core.probe import remember
@@ -22,6 +22,7 @@ from camlucida.core.scope import black_box, named, one_walk, unwrap
 from camlucida.core.strangers import strangers
 from camlucida.core.targets import logits, score
 from camlucida.core.texts import reached
+from camlucida.core.trunk import Graph
 from camlucida.errors import LayerError, LayoutError, TargetError, did_you_mean
 from camlucida.types import Act
 
@@ -83,7 +84,8 @@ class Survey:
 
     ``texts`` are the layers that a text among the inputs takes part in: none of them is a grid of the picture. Neither
     are the ``strangers``, which look at another picture among the inputs. ``whole`` says whether all the evidence goes
-    through the choice; where the model has no such layer, it is one branch of several.
+    through the choice; where the model has no such layer, it is one branch of several. One that is not ``complete``
+    has the choice and a few places before it, and the share of none but the last layers.
     """
 
     all: tuple[Place, ...]
@@ -91,6 +93,7 @@ class Survey:
     texts: frozenset[str] = frozenset()
     strangers: frozenset[str] = frozenset()
     whole: bool = True
+    complete: bool = True
 
     def grids_before(self, name: str) -> list[Grid]:
         """The grids met before a layer ran: what its tokens may be cut from."""
@@ -130,18 +133,21 @@ Memory = weakref.WeakKeyDictionary[Score, dict[object, Survey]]
 _SEEN: "weakref.WeakKeyDictionary[nn.Module, Memory]" = weakref.WeakKeyDictionary()
 
 
+@one_walk()
 def survey(
     model: nn.Module,
     inputs: Inputs,
     target: Score | None = None,
     again: bool = False,
     known_by: Score | None = None,
+    complete: bool = True,
 ) -> Survey:
     """Look at every layer of the model once and remember it for this input shape.
 
     Costs one forward and one backward pass of a single picture of noise, which no picture's peculiarities bias (of the
-    batch itself, for a ``target`` of one's own). Model and target (or what it was made from, ``known_by``) are
-    remembered weakly, by object, while the model has the same modules; ``again`` looks anew.
+    batch itself, for a ``target`` of one's own); not ``complete``, of the backward pass mostly the last layers' part.
+    Model and target (or what it was made from, ``known_by``) are remembered weakly, by object, while the model has the
+    same modules; ``again`` looks anew.
     """
     net = unwrap(model)
     if hidden := black_box(net):
@@ -153,10 +159,9 @@ def survey(
         known = _SEEN.setdefault(net, weakref.WeakKeyDictionary()).setdefault(known_by or target or logits, {})
     except TypeError:  # a target that cannot be remembered weakly is not remembered, nor is such a choice of output
         key, known = (), {}
-    if not again and key in known:
+    if not again and key in known and (known[key].complete or not complete):
         return known[key]
-    with one_walk():
-        found = _look(net, inputs, target)
+    found = _look(net, inputs, target, complete)
     if found.places:  # nothing found may be one picture's fault: the next one is looked at anew
         while len(known) >= _SHAPES:
             known.pop(next(iter(known)), None)
@@ -164,16 +169,16 @@ def survey(
     return found
 
 
-def _look(net: nn.Module, inputs: Inputs, target: Score | None) -> Survey:
+def _look(net: nn.Module, inputs: Inputs, target: Score | None, complete: bool) -> Survey:
     if target:
-        return _pass(net, inputs, target)
+        return _pass(net, inputs, target, complete)
     picture, one = inputs.x, inputs.row(0)
     noise = torch.randn(picture[:1].shape, generator=torch.Generator().manual_seed(0)).to(picture)
-    found = _pass(net, one.put(noise), None)
-    return found if found.places else _pass(net, one, None)
+    found = _pass(net, one.put(noise), None, complete)
+    return found if found.places else _pass(net, one, None, complete)
 
 
-def _pass(net: nn.Module, one: Inputs, target: Score | None) -> Survey:
+def _pass(net: nn.Module, one: Inputs, target: Score | None, complete: bool) -> Survey:
     modules = named(net)
     others = strangers(net, one, [n for n in modules if n])
     with run(net, one, ["input"], spy=[n for n in modules if n], how=How(whole=True)) as tape:
@@ -181,16 +186,24 @@ def _pass(net: nn.Module, one: Inputs, target: Score | None) -> Survey:
         total = score(target, tape.output, count).sum() if target else _best(tape.output, count)
         texts = frozenset(c.name for c, text in zip(tape.calls, reached(tape.calls, one), strict=True) if text)
         blocks = Blocks(modules)
-        own = [c.name not in texts | others and blocks.around(c.name) not in texts for c in tape.calls]
-        calls = [c for c, mine in zip(zip(tape.calls, tape.flow(total), strict=True), own, strict=True) if mine]
-        seen = _places(calls, tuple(one.x.shape[2:]), count)
+        off = texts | others
+        calls = [c for c in tape.calls if not off or (c.name not in off and blocks.around(c.name) not in texts)]
+        seen = list(_places(calls, tuple(one.x.shape[2:]), count))
         times = Counter(c.name for c in tape.calls)
-        trunk = Trunk(total, seen, blocks, times)
+        graph = Graph(total, net.parameters())
+        few = seen if complete else late(seen, graph)
+        lit = _lit(tape, total, few)
+        trunk = Trunk(total, graph, lit, blocks, times)
+        if len(few) < len(seen) and not trunk.settled:
+            lit = _lit(tape, total, seen)
+            trunk = Trunk(total, graph, lit, blocks, times)
         places = tuple(trunk.places)
         if places:  # the graph tells where the cells of the choice lie, too
-            feature = next(c.feature for p, c in seen if p is places[-1] and c.feature is not None)
+            feature = next(c.feature for p, c in lit if p is places[-1] and c.feature is not None)
             remember(net, one, {places[-1].name: (places[-1].layout, feature)}, tape.acts["input"])
-        return Survey(tuple(p for p, _ in seen), places, texts, others, trunk.whole)
+        asked = {p.order: p for p, _ in lit}
+        every = tuple(asked.get(p.order, p) for p, _ in seen)
+        return Survey(every, places, texts, others, trunk.whole, len(asked) == len(every))
 
 
 def _best(output: object, count: int) -> Tensor:
@@ -200,29 +213,34 @@ def _best(output: object, count: int) -> Tensor:
         raise TargetError(f"the layer cannot be chosen without a score: {problem}") from None
 
 
-def _places(calls: Sequence[tuple[Call, Tensor | None]], space: Grid, count: int) -> list[tuple[Place, Call]]:
+def _places(calls: Sequence[Call], space: Grid, count: int) -> Iterator[Pair]:
     """Each call whose output has space, as a place; tokens get their grid from the ones met before them."""
-    found: list[tuple[Place, Call]] = []
     grids: list[Grid] = []
     told: dict[tuple[int, ...], Layout] = {}
-    for order, (call, grad) in enumerate(calls):
+    for order, call in enumerate(calls):
         if call.feature is None or len(call.feature) != count:
             continue  # no features, or rows that are windows or heads rather than pictures
+        shape = tuple(call.feature.shape)
         try:
-            layout = infer(call.feature.shape, space, call.module, grids)
+            layout = infer(shape, space, call.module, grids)
         except LayoutError:
             continue
         if layout.kind != "tokens":  # a module without an axis of its own reads as the one before of the same shape
-            layout = told.setdefault(tuple(call.feature.shape), layout)
-        act = layout(call.feature.detach())
-        grid = tuple(act.shape[2:])
+            layout = told.setdefault(shape, layout)
+        grid = layout.places(shape)
         if layout.kind != "tokens" and has_space(grid) and grid not in grids:
             grids.append(grid)
-        share = 0.0 if grad is None else _share(layout(grad))
-        shape, bare = tuple(call.feature.shape), call.feature is call.made
-        kind = type(call.module).__name__
-        found.append((Place(call.name, kind, shape, layout, grid, share, bare, order), call))
-    return found
+        bare = call.feature is call.made
+        yield Place(call.name, type(call.module).__name__, shape, layout, grid, None, bare, order), call
+
+
+def _lit(tape: Tape, score: Tensor, seen: Sequence[Pair]) -> list[Pair]:
+    """The same places, with the share that the score depends on."""
+    grads = tape.flow(score, [c for _, c in seen])
+    return [
+        (replace(p, share=0.0 if grad is None else _share(p.layout(grad))), c)
+        for (p, c), grad in zip(seen, grads, strict=True)
+    ]
 
 
 def _share(grad: Act) -> float:

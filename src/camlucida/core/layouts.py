@@ -51,6 +51,12 @@ class Layout:
             )
         return places.movedim(-1, 1).reshape(len(tensor), -1, *self.grid)
 
+    def places(self, shape: Sequence[int]) -> Grid:
+        """The grid of an output of such a shape."""
+        if self.kind == "tokens":
+            return self.grid
+        return tuple(shape[2:] if self.kind == "channels first" else shape[1:-1])
+
     def __str__(self) -> str:
         return f"tokens(prefix={self.prefix}, grid={_by(self.grid)})" if self.kind == "tokens" else self.kind
 
@@ -82,7 +88,7 @@ def infer(shape: Sequence[int], space: Grid, module: nn.Module | None = None, se
         layout = _grid_layout(shape, space, module)
         other = channels_last if layout == channels_first else channels_first
         if _stranger(shape, space, module, seen, layout):
-            if _feature_axis(module) is None and _grid(shape, other) in seen:
+            if _feature_axis(module) is None and other.places(shape) in seen:
                 return other
             raise LayoutError(
                 f"an output of shape {tuple(shape)} is no grid of places that follows from the {_by(seen[-1])} met "
@@ -114,15 +120,11 @@ def _grid_layout(shape: Sequence[int], space: Grid, module: nn.Module | None) ->
     return channels_last if last < first else channels_first
 
 
-def _grid(shape: Sequence[int], layout: Layout) -> Grid:
-    return tuple(shape[2:] if layout == channels_first else shape[1:-1])
-
-
 def _stranger(
     shape: Sequence[int], space: Grid, module: nn.Module | None, seen: Sequence[Grid], layout: Layout
 ) -> bool:
     """Whether a grid has neither the input's proportions nor those of one met before: heads × tokens, say."""
-    grid = _grid(shape, layout)
+    grid = layout.places(shape)
     if not seen or not has_space(grid) or _feature_axis(module) == 1 or _misfit(grid, space) == 0:
         return False
     same = [met for met in seen if len(met) == len(grid)]

@@ -24,6 +24,11 @@ MOVING = frozenset(
 )  # what their backward gives for a mark depends on no value
 
 
+def kind_of(node: _Node) -> str:
+    """The operation that a node stands for."""
+    return str(node.name()).partition("Backward")[0]
+
+
 def moved(
     node: _Node, kind: str, given: Mapping[int, Tensor], shapes: Sequence[_Shape | None]
 ) -> Iterator[Tensor | None]:
@@ -113,10 +118,22 @@ def _spread(node: _Node, mark: Tensor, shape: _Shape) -> Tensor | None:
     return (close(one) / math.prod(shape[a] for a in axes)).expand(len(mark), *shape)
 
 
+def _coarser(_: _Node, mark: Tensor, shape: _Shape) -> Tensor | None:
+    """Of all places that copy one, the strongest."""
+    few = close(mark)
+    for axis, (made, read) in enumerate(zip(mark.shape[1:], shape, strict=True), start=1):
+        if made % read:
+            return None
+        if made != read and few.shape[axis] > 1:
+            few = few.unflatten(axis, (read, made // read)).amax(axis + 1)
+    return few.expand(len(mark), *shape)
+
+
 _PLAIN: Mapping[str, Callable[[_Node, Tensor, _Shape], Tensor | None]] = {
     **dict.fromkeys(("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze"), _reshaped),
     **{"Permute": _permuted, "Transpose": _transposed, "ConstantPadNd": _cropped, "Slice": _sliced},
     **{"Select": _selected, "Mean": _spread, "Sum": _spread},
+    **dict.fromkeys(("UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D"), _coarser),
 }
 
 

@@ -77,7 +77,7 @@ class Question:
         if not isinstance(ask, str | int | nn.Module | None) or isinstance(ask, bool):
             raise LayerError(f"a layer is a module, a name, a number or (layer, layout); got {ask!r}.")
         if ask is None or isinstance(ask, int):
-            seen = self.survey()
+            seen = self.survey(complete=ask is not None)
             place = self.choice(seen) if ask is None else seen.numbered(ask)
             if ask is None and not seen.whole and place == seen.choice:
                 self.branches.add(place.name)
@@ -98,11 +98,13 @@ class Question:
         # A target of the user's own must itself judge the layers; class targets all agree with the logits.
         return next((t for t in self.targets if not isinstance(t, targets_.ClassTarget)), None)
 
-    def survey(self, again: bool = False) -> layers_.Survey:
+    def survey(self, again: bool = False, complete: bool = False) -> layers_.Survey:
+        """What is seen of all layers; a task looks for its own among them, and so at all their shares."""
         own = self._own
+        complete |= isinstance(own, Task)
         steady = not isinstance(own, Task) or own.steady
         given = next((g for g, t in zip(self.given, self.targets, strict=False) if t is own and steady), own)
-        return layers_.survey(self.net, self.inputs, own, again, known_by=given)
+        return layers_.survey(self.net, self.inputs, own, again, given, complete)
 
     def choice(self, seen: layers_.Survey) -> layers_.Place:
         """The layer that is taken where none is named: the last place, or the one that a task finds of use."""
@@ -249,11 +251,11 @@ class Question:
 
         Where nothing before it matters either, this picture's score is dead, not the layer: that is a status.
         """
-        seen = self.survey()
+        seen = self.survey(complete=True)
         place = seen.of(name)
-        if place is None or place.share > 0:
+        if place is None or place.share:
             return
-        if any(p.share > 0 and p.order < place.order for p in seen.all):
+        if any(p.share and p.order < place.order for p in seen.all):
             raise LayerError(
                 f"the score does not depend on any place of layer {name!r} (its gradient there is exactly zero): "
                 f"use layer={self.choice(seen).name!r}."

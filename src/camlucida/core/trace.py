@@ -5,32 +5,29 @@ to its middle; what only moves numbers is asked where each came from; what mixes
 it among all that it mixes. What arrives undiluted came by the way on which places are kept apart, and the middle of it
 is the cell's centre: whatever padding and stride did to it, and also where the field of view is larger than the
 picture, whose borders would bend any measurement.
-
-The middle of a window is not where it looks, if its weights lean to one side, and trained nets do lean: against the
-half pixel by which strides and one-sided padding would move their grids. So the lean of the energy ``Σ w²`` of each
-overlapping window is added up on the way, in pixels of the input.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from camlucida.core.moves import MOVING, close, mean, most, moved, stronger
+from camlucida.core import windows
+from camlucida.core.moves import MOVING, close, kind_of, mean, most, moved, stronger
+from camlucida.core.windows import Lean
 from camlucida.maps import Centres
 from camlucida.types import Act
 
 _Shape = tuple[int, ...]
 _Node = Any  # a torch.autograd.graph.Node: which fields it has saved depends on its kind
-_Lean = tuple[float, ...]  # in pixels of each axis
-_Way = tuple[int, Tensor, _Lean]  # the number of the thing that a node made, the mark that arrived there, the lean
+_Way = tuple[int, Tensor, Lean]  # the number of the thing that a node made, the mark that arrived there, the lean
 
 _PRODUCTS = frozenset("Addmm Mm Bmm Baddbmm".split())
+_PLACEWISE = frozenset("Add Sub Mul Div".split())
 _UNDILUTED = 0.5  # of the strongest mark
-_FILTERS = 4096  # of a convolution that are asked which way they lean
 
 
 def centres(act: Act, leaf: Tensor) -> Centres | None:
@@ -53,6 +50,8 @@ def centres(act: Act, leaf: Tensor) -> Centres | None:
         points = [p for one in arrived if (p := _middle(one, grid)) is not None]
         if len(points) == len(cells):
             return _regular(torch.tensor(cells, dtype=torch.float64), torch.stack(points), size, lean)
+        if arrived and all(float(one.max()) == 1 for one in arrived):
+            break  # more ways would only spread it further
     return None
 
 
@@ -68,7 +67,7 @@ def _middle(mark: Float[Tensor, "*full"], grid: Sequence[int]) -> Float[Tensor, 
 
 
 def _regular(
-    cells: Float[Tensor, "k axes"], points: Float[Tensor, "k axes"], size: Sequence[int], lean: _Lean
+    cells: Float[Tensor, "k axes"], points: Float[Tensor, "k axes"], size: Sequence[int], lean: Lean
 ) -> Centres | None:
     """The grid through the first cell and one further along each axis, if the last cell lies on it and all in sight."""
     axes = range(len(size))
@@ -89,7 +88,7 @@ def _regular(
 
 def _carried(
     act: Act, cells: Sequence[Sequence[int]], leaf: Tensor, attention: bool
-) -> tuple[Sequence[Float[Tensor, "*full"]], _Lean]:
+) -> tuple[Sequence[Float[Tensor, "*full"]], Lean]:
     """What arrives at the pixels of the first picture from a mark on each cell of its grid, and how far ways leant."""
     order = _order(act.grad_fn, leaf)
     mark = torch.zeros(len(cells), len(act), 1, *act.shape[2:], dtype=torch.float32, device=act.device)
@@ -97,66 +96,56 @@ def _carried(
         mark[(k, 0, 0, *cell)] = 1.0
     lean = (0.0,) * (leaf.dim() - 2)
     arrived: dict[_Node, list[_Way]] = {act.grad_fn: [(act.output_nr, mark.expand(len(cells), *act.shape), lean)]}
+    strides = windows.strides(reversed(order), len(lean))
     for node in order:
         if node not in arrived:
             continue
         given, leant = _joined(arrived.pop(node))
         if getattr(node, "variable", None) is leaf:
             return list(close(given[0])[:, 0].amax(1).expand(len(cells), *leaf.shape[2:])), leant
-        shapes = [_shape(to, number) if to in order else None for to, number in node.next_functions]
-        if not attention and _attends(node, shapes):
-            continue
-        leant = _lean(node, leant, shapes, leaf.shape[2:])
+        shapes = _read(node, order, attention)
+        if shapes[0] is not None and len(shapes[0]) > len(lean):
+            below = strides[node.next_functions[0][0]]
+            leant = windows.lean(node, leant, windows.pixels(below, leaf.shape[2:], shapes[0]))
         for (to, number), back in zip(node.next_functions, _back(node, given, shapes), strict=False):
             if to in order and back is not None:
                 arrived.setdefault(to, []).append((number, back, leant))
     return [], lean
 
 
-def _joined(ways: Sequence[_Way]) -> tuple[dict[int, Tensor], _Lean]:
+def _joined(ways: Sequence[_Way]) -> tuple[dict[int, Tensor], Lean]:
     """The strongest of what arrived at each thing that an operation made, and of how far ways leant, the mean."""
     number, back, lean = ways[0]
     held = {number: back}
-    if len(ways) == 1:
-        return held, lean
-    strongest = most(back)
     for number, back, leant in ways[1:]:
-        own = most(back)
-        share = own / ((own + strongest) or 1.0)
-        lean = tuple(a * share + b * (1 - share) for a, b in zip(leant, lean, strict=True))
+        if leant != lean:
+            own, strongest = most(back), max(map(most, held.values()))
+            share = own / ((own + strongest) or 1.0)
+            lean = tuple(a * share + b * (1 - share) for a, b in zip(leant, lean, strict=True))
         held[number] = stronger(held[number], back) if number in held else back
-        strongest = max(own, strongest)
     return held, lean
 
 
-def _lean(node: _Node, so_far: _Lean, shapes: Sequence[_Shape | None], size: Sequence[int]) -> _Lean:
-    """How far ways lean that pass an operation: overlapping windows add how far their weights look past the middle."""
-    if getattr(node, "_saved_transposed", True) or shapes[0] is None:
-        return so_far
-    weight, dims = node._saved_weight, len(size)
-    if weight.dim() != dims + 2:
-        return so_far
-    if all(k <= _each(node, "stride", axis - dims, 1) for axis, k in enumerate(weight.shape[2:])):
-        return so_far
-    some, found = weight.detach().flatten(0, 1), list(so_far)
-    energy = some[:: max(1, len(some) // _FILTERS)].float().square().sum(0).double()
-    for axis, (kernel, whole) in enumerate(zip(energy.shape, size, strict=True)):
-        line = (energy.sum([a for a in range(dims) if a != axis]) if dims > 1 else energy).tolist()
-        step, wide = _each(node, "stride", axis - dims, 1), _each(node, "dilation", axis - dims, 1)
-        if kernel > step and 0 < sum(line) < math.inf:  # tiles are where they are, whatever their weights
-            off = sum(e * k for k, e in enumerate(line)) / sum(line) - (kernel - 1) / 2
-            found[axis] += off * wide * whole / shapes[0][axis - dims]
-    return tuple(found)
+def _read(node: _Node, order: Collection[_Node], attention: bool) -> list[_Shape | None]:
+    """The shapes of what an operation read; None for what does not come from the input, or is not gone through."""
+    shapes = [_shape(to, number) if to in order else None for to, number in node.next_functions]
+    if attention:
+        return shapes
+    if _attends(node, shapes):
+        return [None] * len(shapes)
+    return _kept(shapes) if kind_of(node) in _PLACEWISE and None not in shapes else shapes
 
 
 def _attends(node: _Node, shapes: Sequence[_Shape | None]) -> bool:
     """Whether places are mixed by what the input itself says: two factors that both come from it."""
-    kind = _kind(node)
+    kind = kind_of(node)
     return kind.startswith("ScaledDot") or (kind in _PRODUCTS and None not in shapes[-2:])
 
 
-def _kind(node: _Node) -> str:
-    return str(node.name()).partition("Backward")[0]
+def _kept(shapes: Sequence[_Shape | None]) -> list[_Shape | None]:
+    """Of several things the one in full, where others are spread over its places to change it: gates, means."""
+    full = max(math.prod(s or ()) for s in shapes)
+    return [s if math.prod(s or ()) == full else None for s in shapes]
 
 
 def _order(root: _Node, leaf: Tensor) -> dict[_Node, None]:
@@ -179,7 +168,7 @@ def _order(root: _Node, leaf: Tensor) -> dict[_Node, None]:
 
 def _back(node: _Node, given: dict[int, Tensor], shapes: Sequence[_Shape | None]) -> Iterator[Tensor | None]:
     """The mark at each of the tensors of ``shapes`` that an operation read, from those at what it made."""
-    kind, mark = _kind(node), next(iter(given.values()))
+    kind, mark = kind_of(node), next(iter(given.values()))
     if kind in MOVING:
         yield from moved(node, kind, given, shapes)
     elif kind.startswith("ScaledDot"):
@@ -188,7 +177,7 @@ def _back(node: _Node, given: dict[int, Tensor], shapes: Sequence[_Shape | None]
         yield from (_same(mark, s) for s in shapes[:-2])
         yield from _factors(mark, *shapes[-2:])
     elif hasattr(node, "_saved_stride"):
-        yield None if shapes[0] is None else _windowed(node, mark, shapes[0])
+        yield None if shapes[0] is None else windows.windowed(node, mark, shapes[0])
     else:
         yield from (_same(mark, s) for s in shapes)
 
@@ -218,44 +207,3 @@ def _same(mark: Tensor, shape: _Shape | None) -> Tensor | None:
         return None  # an operation unknown here that changes shapes: whatever came by it is given up
     over = [a for a, (n, m) in enumerate(zip(own, mark.shape[1:], strict=True), start=1) if n != m]
     return (close(mark).amax(over, keepdim=True) if over else mark).expand(len(mark), *own).reshape(len(mark), *shape)
-
-
-def _windowed(node: _Node, mark: Tensor, shape: _Shape) -> Tensor:
-    """The mark at the middle of each window: one place of an odd kernel, the two about the middle of an even one."""
-    weight = getattr(node, "_saved_weight", None)
-    kernel = tuple(node._saved_kernel_size if weight is None else weight.shape[2:])
-    dims = len(kernel)
-    found = close(mark) if weight is None else mean(mark, -1 - dims)
-    if {*kernel, *node._saved_stride} == {1} and mark.shape[-dims:] == shape[-dims:]:
-        return found.expand(len(mark), *shape)  # mixes channels alone
-    turned = bool(getattr(node, "_saved_transposed", False))
-    for axis, k in zip(range(-dims, 0), kernel, strict=True):
-        how = k, _each(node, "stride", axis, k), _each(node, "padding", axis, 0), _each(node, "dilation", axis, 1)
-        found = _looked(found, axis, (mark.shape[axis], shape[axis]), how, turned)
-    return found.expand(len(mark), *shape)
-
-
-def _each(node: _Node, of: str, axis: int, default: int) -> int:
-    """One axis' stride, padding or dilation, as the operation has saved it."""
-    saved = getattr(node, f"_saved_{of}", None) or (default,)
-    return int(saved[axis] if len(saved) >= -axis else saved[0])
-
-
-def _looked(mark: Tensor, axis: int, sizes: tuple[int, int], how: tuple[int, int, int, int], turned: bool) -> Tensor:
-    """The mark along one axis of ``sizes`` made and read, where each window reads in its middle.
-
-    All that it reads, where it is a transposed convolution's.
-    """
-    (made, read), (kernel, step, pad, wide) = sizes, how
-    if made == read and step == 1 and kernel % 2 and pad == wide * (kernel // 2) and not turned:
-        return mark  # each window's middle is its own place
-    given = mark.movedim(axis, -1).expand(*mark.movedim(axis, -1).shape[:-1], made)
-    found = given.new_zeros(*given.shape[:-1], read)
-    for tap in range(kernel) if turned else sorted({(kernel - 1) // 2, kernel // 2}):
-        at = tap * wide - pad  # of the first
-        skip = max(0, -(at // step))
-        many = min((read if turned else made) - skip, -((at - (made if turned else read)) // step) - skip)
-        if many > 0:
-            few, far = slice(skip, skip + many), slice(at + skip * step, at + (skip + many - 1) * step + 1, step)
-            found[..., few if turned else far] += given[..., far if turned else few]
-    return found.clamp_(max=1).movedim(-1, axis)

@@ -110,7 +110,7 @@ class Detection:
     def place(self, seen: Survey) -> Place:
         """As `Task`: the last place that the score depends on beyond one cell; one cell is the prediction itself."""
         queries = getattr(getattr(self.subjects and self.subjects.net, "config", None), "num_queries", None)
-        wide = [p for p in seen.places if p.share * math.prod(p.grid) > 1.001 and queries not in p.shape[1:2]]
+        wide = [p for p in seen.places if (p.share or 0) * math.prod(p.grid) > 1.001 and queries not in p.shape[1:2]]
         return wide[-1] if wide else seen.choice
 
     def reach(self) -> tuple[float, ...] | None:

@@ -256,7 +256,7 @@ def bottleneck(seen: Survey) -> Place:
     Raises: LayerError where there is no place at all.
     """
     times = Counter(p.name for p in seen.all)
-    live = [p for p in seen.all if p.share > 0 and has_space(p.grid) and times[p.name] == 1]
+    live = [p for p in seen.all if p.share and has_space(p.grid) and times[p.name] == 1]
     early = [p for p in live if _width(p) != _width(live[-1])]
     if not early:
         return seen.choice
