@@ -186,6 +186,14 @@ def test_inferred_tokens_give_back_what_was_flattened(h: int, w: int, patch: int
     assert torch.equal(layout(flat), act)
 
 
+def test_heads_beside_tokens_are_no_grid() -> None:
+    shape, space = (1, 2304, 12, 64), (768, 768)  # tokens, heads, channels of each
+    assert infer(shape, space, nn.LayerNorm(64)) == channels_first  # nothing speaks against it
+    with pytest.raises(LayoutError, match=r"follows from the 48×48 met before: say how to read it"):
+        infer(shape, space, nn.LayerNorm(64), cut=[(48, 48)])
+    assert infer((1, 256, 96, 96), space, nn.GELU(), cut=[(48, 48)]) == channels_first  # made of tokens again, finer
+
+
 # ------------------------------------------------------------------------------------------------------- errors, grids
 
 

@@ -95,11 +95,12 @@ class Survey:
     whole: bool = True
     complete: bool = True
 
-    def grids_before(self, name: str) -> list[Grid]:
-        """The grids met before a layer ran: what its tokens may be cut from."""
+    def met_before(self, name: str) -> tuple[list[Grid], list[Grid]]:
+        """The grids met before a layer ran, what its tokens may be cut from, and those of tokens."""
         end = next((p.order for p in self.all if p.name == name), len(self.all))
-        plain = (p.grid for p in self.all if p.order < end and p.layout.kind != "tokens" and has_space(p.grid))
-        return list(dict.fromkeys(plain))
+        met = [(p.layout.kind == "tokens", p.grid) for p in self.all if p.order < end and has_space(p.grid)]
+        plain, cut = (list(dict.fromkeys(g for kind, g in met if kind is wanted)) for wanted in (False, True))
+        return plain, cut
 
     def numbered(self, number: int) -> Place:
         """The place of this number, −1 the last. Raises: LayerError where there are fewer."""
@@ -216,20 +217,22 @@ def _best(output: object, count: int) -> Tensor:
 def _places(calls: Sequence[Call], space: Grid, count: int) -> Iterator[Pair]:
     """Each call whose output has space, as a place; tokens get their grid from the ones met before them."""
     grids: list[Grid] = []
+    cut: list[Grid] = []
     told: dict[tuple[int, ...], Layout] = {}
     for order, call in enumerate(calls):
         if call.feature is None or len(call.feature) != count:
             continue  # no features, or rows that are windows or heads rather than pictures
         shape = tuple(call.feature.shape)
         try:
-            layout = infer(shape, space, call.module, grids)
+            layout = infer(shape, space, call.module, grids, cut)
         except LayoutError:
             continue
         if layout.kind != "tokens":  # a module without an axis of its own reads as the one before of the same shape
             layout = told.setdefault(shape, layout)
         grid = layout.places(shape)
-        if layout.kind != "tokens" and has_space(grid) and grid not in grids:
-            grids.append(grid)
+        met = cut if layout.kind == "tokens" else grids
+        if has_space(grid) and grid not in met:
+            met.append(grid)
         bare = call.feature is call.made
         yield Place(call.name, type(call.module).__name__, shape, layout, grid, None, bare, order), call
 

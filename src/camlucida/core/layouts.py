@@ -74,10 +74,17 @@ def _by(grid: Sequence[int]) -> str:
     return "×".join(map(str, grid))
 
 
-def infer(shape: Sequence[int], space: Grid, module: nn.Module | None = None, seen: Sequence[Grid] = ()) -> Layout:
+def infer(
+    shape: Sequence[int],
+    space: Grid,
+    module: nn.Module | None = None,
+    seen: Sequence[Grid] = (),
+    cut: Sequence[Grid] = (),
+) -> Layout:
     """The layout of a layer's output of ``shape`` for an input with ``space`` (its height and width, say).
 
-    ``module`` gives evidence by the axis it works on, ``seen`` are grids met earlier in the same pass.
+    ``module`` gives evidence by the axis it works on, ``seen`` are grids met earlier in the same pass, ``cut`` those of
+    tokens met there.
 
     Raises: LayoutError where the axes do not fit an input of that space.
 
@@ -87,12 +94,13 @@ def infer(shape: Sequence[int], space: Grid, module: nn.Module | None = None, se
     if len(shape) == len(space) + 2:
         layout = _grid_layout(shape, space, module)
         other = channels_last if layout == channels_first else channels_first
-        if _stranger(shape, space, module, seen, layout):
+        if _stranger(shape, space, module, [*seen, *cut], layout):
             if _feature_axis(module) is None and other.places(shape) in seen:
                 return other
+            met = _by([*cut, *seen][-1])
             raise LayoutError(
-                f"an output of shape {tuple(shape)} is no grid of places that follows from the {_by(seen[-1])} met "
-                "before: say how to read it, as layer=(name, function to channels first), or ask for another layer."
+                f"an output of shape {tuple(shape)} is no grid of places that follows from the {met} met before: say "
+                "how to read it, as layer=(name, function to channels first), or ask for another layer."
             )
         return layout
     if len(shape) == 3 and len(space) > 1:

@@ -234,7 +234,7 @@ class Question:
                 "they are in it, as layer=(name, function to channels first), or ask for another layer"
             )
         place = seen.of(name)
-        return place.layout if place else infer(act.shape, space, module, seen.grids_before(name))
+        return place.layout if place else infer(act.shape, space, module, *seen.met_before(name))
 
     def _advised(self, problem: LayerError) -> LayerError:
         """The same error, naming the layer that works, unless it is the very one that does not."""
