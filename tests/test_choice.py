@@ -117,6 +117,38 @@ def test_branches_are_shown_where_they_part() -> None:
     assert chosen(Branches()) == "stem"
 
 
+class Positions(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linspace(0, 1, 24, device=x.device).expand(1, 4, 16, 24)
+
+
+class Placed(Branches):
+    """A table of positions is no second beginning of the evidence."""
+
+    def __init__(self, positions: nn.Module) -> None:
+        super().__init__()
+        self.positions, self.mixed = positions, nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = self.mixed(x + self.positions(x))
+        return (self.left(x) * self.left(x + self.positions(x))).mean((2, 3))
+
+
+def test_a_table_of_positions_hides_no_layer() -> None:
+    seen = survey(Placed(Positions()), Inputs((torch.randn(1, 3, 16, 24),)))
+    assert seen.whole and [p.name for p in seen.places] == ["stem", "mixed"]
+
+
+def test_what_is_kept_from_training_but_sees_the_picture_is_a_beginning_of_its_own() -> None:
+    class Kept(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach().sin()
+
+    seen = survey(Placed(Kept()), Inputs((torch.randn(1, 3, 16, 24),)))
+    assert not seen.whole
+
+
 class Apart(Branches):
     """Two branches that never were one."""
 

@@ -305,7 +305,7 @@ def test_detr_of_transformers_is_explained_as_it_is(transformers: ModuleType) ->
     assert float(e.scores[0]) == pytest.approx(float(p.max()), rel=1e-4)
     cx, cy, w, h = (y.pred_boxes[0, int(p.argmax())] * torch.tensor([96, 64, 96, 64])).tolist()
     assert e.where == (f"in the box {cx - w / 2:.0f}, {cy - h / 2:.0f}, {cx + w / 2:.0f}, {cy + h / 2:.0f}",)
-    assert e.map.shape[2] * 2 == e.map.shape[1] * 3  # a grid over the picture, not one of queries
+    assert e.layer == "model.encoder.layers.0" and e.map.shape[1:] == (8, 12)  # over the picture, not of six queries
 
 
 def test_without_a_configuration_detr_must_be_told_what_its_last_logit_is() -> None:

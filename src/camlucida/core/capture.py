@@ -33,13 +33,17 @@ _LOCK = threading.Lock()  # torch numbers its hooks without a lock: two threads 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one module during a forward pass: what came in first, what went out, in the order of ending."""
+    """One call of one module during a forward pass: what came in first, what went out, in the order of ending.
+
+    ``leaf`` is where recording began anew at what it gave without a gradient.
+    """
 
     name: str
     module: nn.Module
     given: Tensor | None
     made: Any
     feature: Tensor | None
+    leaf: Tensor | None = None
 
 
 class _Unseen(LayerError):
@@ -130,10 +134,11 @@ class _Watch:
     def _note(self, call: Call) -> Any:
         """Note a call; where its author switched gradients off, go on recording from what it gave."""
         if self.whole and call.feature is not None and not call.feature.requires_grad:
-            fresh = call.feature.detach().requires_grad_().clone()
+            leaf = call.feature.detach().requires_grad_()
             torch.set_grad_enabled(True)
+            fresh = leaf.clone()
             made = swap(call.made, call.feature, fresh)
-            self.calls.append(dataclasses.replace(call, made=made, feature=fresh))
+            self.calls.append(dataclasses.replace(call, made=made, feature=fresh, leaf=leaf))
             return made
         self.calls.append(call)
         return None

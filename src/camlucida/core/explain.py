@@ -102,7 +102,7 @@ def sweep(
     inputs = replace(inputs, output=also["output"]) if "output" in also else inputs
     start = clock(inputs.x.device)
     named = [targets_.as_target(t, labels) for t in _several(targets)]
-    subjects = settle.Subjects(pictures, labels, net)
+    subjects = settle.Subjects(pictures, labels, unwrap(net))
     asks = [get(m) for m in _several(methods)]
     with one_walk():
         question, pairs, seen = _answered(net, inputs, named, subjects, asks, _several(layers))

@@ -19,7 +19,7 @@ from camlucida.core.choice import Place as Place
 from camlucida.core.layouts import Grid, Layout, has_space, infer
 from camlucida.core.probe import remember
 from camlucida.core.scope import black_box, named, one_walk, unwrap
-from camlucida.core.strangers import strangers
+from camlucida.core.strangers import constants, strangers
 from camlucida.core.targets import logits, score
 from camlucida.core.texts import reached
 from camlucida.core.trunk import Graph
@@ -191,7 +191,7 @@ def _pass(net: nn.Module, one: Inputs, target: Score | None, complete: bool) -> 
         calls = [c for c in tape.calls if not off or (c.name not in off and blocks.around(c.name) not in texts)]
         seen = list(_places(calls, tuple(one.x.shape[2:]), count))
         times = Counter(c.name for c in tape.calls)
-        graph = Graph(total, net.parameters())
+        graph = Graph(total, [*net.parameters(), *constants(net, one, tape.calls)])
         few = seen if complete else late(seen, graph)
         lit = _lit(tape, total, few)
         trunk = Trunk(total, graph, lit, blocks, times)

@@ -33,7 +33,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class Subjects:
-    """What a task is told before the model runs: the pictures, the names of the classes, the model itself."""
+    """What a task is told before the model runs: the pictures, the classes' names, the model out of its wrappers."""
 
     pictures: Pictures
     labels: tuple[str, ...] = ()

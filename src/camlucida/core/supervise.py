@@ -48,7 +48,7 @@ def supervised(
         raise MethodError(f"{how.title} is not differentiable here: {why}. method='gradcam' is.")
     if not isinstance(x, torch.Tensor):
         raise InputError(f"supervised() takes one batch of inputs as a tensor; got {type(x).__name__}.")
-    asked = _told(asked, x, settle.Subjects(Pictures((), ()), labels, net))
+    asked = _told(asked, x, settle.Subjects(Pictures((), ()), labels, unwrap(net)))
     ask = Question(net, Inputs((x.detach(),)), [asked], [how])
     if how.at == "input" and layer is None:
         raise MethodError(f"{how.title} works at the pixels, and supervised() at a layer: name one with layer=….")
