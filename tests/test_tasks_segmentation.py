@@ -340,3 +340,35 @@ def test_torchvisions_segmenters_are_explained_as_they_are(torchvision: ModuleTy
         y = model(x)["out"]
     assert float(e.scores[0]) == pytest.approx(float(y[0, 2, :16, :16].mean()), rel=1e-4)
     assert (e.map.shape[1:] == (8, 8) and e.layer in ("backbone.two", "backbone")) or which == "deeplab"
+
+
+class Block(nn.Module):
+    """Wider inside than what it gives."""
+
+    def __init__(self, wide: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Conv2d(wide, 4 * wide, 1), nn.GELU(), nn.Conv2d(4 * wide, wide, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(x)
+
+
+class Pyramid(nn.Module):
+    """An encoder of blocks, pools of given sizes beside each other, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Conv2d(3, 6, 4, 4), nn.Sequential(Block(6), Block(6))
+        self.pools = nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(n), nn.Conv2d(6, 9, 1)) for n in (2, 3))
+        self.head = nn.Conv2d(24, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.blocks(self.stem(x))
+        size = made.shape[2:]
+        beside = [nn.functional.interpolate(pool(made), size, mode="bilinear") for pool in self.pools]
+        return nn.functional.interpolate(self.head(torch.cat([made, *beside], 1)), x.shape[2:], mode="bilinear")
+
+
+def test_the_end_of_the_encoder_is_neither_a_pyramid_of_pools_nor_the_inside_of_a_block() -> None:
+    e = cl.explain(Pyramid().eval(), torch.randn(1, 3, 32, 32), target=cl.region(2))
+    assert (e.layer, tuple(e.map.shape[1:])) == ("blocks", (8, 8))

@@ -187,13 +187,13 @@ def _pass(net: nn.Module, one: Inputs, target: Score | None, complete: bool) -> 
         total = score(target, tape.output, count).sum() if target else _best(tape.output, count)
         texts = frozenset(c.name for c, text in zip(tape.calls, reached(tape.calls, one), strict=True) if text)
         blocks = Blocks(modules)
-        off = texts | others
+        still = constants(net, one, tape.calls)
+        off = texts | others | {c.name for c in still}
         calls = [c for c in tape.calls if not off or (c.name not in off and blocks.around(c.name) not in texts)]
         seen = list(_places(calls, tuple(one.x.shape[2:]), count))
-        times = Counter(c.name for c in tape.calls)
-        graph = Graph(total, [*net.parameters(), *constants(net, one, tape.calls)])
+        graph = Graph(total, [*net.parameters(), *(c.leaf for c in still if c.leaf is not None)])
         few = seen if complete else late(seen, graph)
-        lit = _lit(tape, total, few)
+        lit, times = _lit(tape, total, few), Counter(c.name for c in tape.calls)
         trunk = Trunk(total, graph, lit, blocks, times)
         if len(few) < len(seen) and not trunk.settled:
             lit = _lit(tape, total, seen)

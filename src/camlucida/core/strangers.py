@@ -22,7 +22,7 @@ def strangers(net: nn.Module, one: Inputs, names: Sequence[str]) -> frozenset[st
     return frozenset(before) - moved
 
 
-def constants(net: nn.Module, one: Inputs, calls: Sequence[Call]) -> list[Tensor]:
+def constants(net: nn.Module, one: Inputs, calls: Sequence[Call]) -> list[Call]:
     """Where recording began anew, in a pass of `run`, at what is the same whatever the picture is; one forward at most.
 
     A table of positions has no gradient; neither has what a model's author keeps from training, and that is a layer.
@@ -33,7 +33,7 @@ def constants(net: nn.Module, one: Inputs, calls: Sequence[Call]) -> list[Tensor
     after = _given(net, _other(one), names)
     before = {n: [c.feature for c in calls if c.name == n and c.feature is not None] for n in names}
     same = {n for n in names if _same(before[n], after.get(n, []))}
-    return [c.leaf for c in calls if c.name in same and c.leaf is not None]
+    return [c for c in calls if c.name in same and c.leaf is not None]
 
 
 def _other(one: Inputs) -> Inputs:

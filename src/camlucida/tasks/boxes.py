@@ -83,6 +83,8 @@ def _queries(output: Output, beside: Beside) -> list[Found] | None:
     y, boxes = held.get("logits"), held.get("pred_boxes")
     if not isinstance(y, Tensor) or not isinstance(boxes, Tensor) or y.dim() != 3:
         return None
+    if boxes.shape != (*y.shape[:2], 4):  # of other things than upright boxes
+        return None
     sure = y.float().softmax(2)[..., :-1] if _last_is_nothing(y.shape[2], beside) else y.float().sigmoid()
     scale = boxes.new_tensor([beside.size[1], beside.size[0]]).float().repeat(2)
     return [Found(corners(b.float() * scale), s) for b, s in zip(boxes, sure, strict=True)]

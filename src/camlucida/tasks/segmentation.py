@@ -257,13 +257,43 @@ def bottleneck(seen: Survey) -> Place:
     """
     times = Counter(p.name for p in seen.all)
     live = [p for p in seen.all if p.share and has_space(p.grid) and times[p.name] == 1]
-    early = [p for p in live if _width(p) != _width(live[-1])]
+    pooled = _pooled(seen)
+    early = [p for p in live if _width(p) != _answer(live) and p.grid not in pooled]
+    early = [p for p in early if not _inside(p, seen.all)] or early
     if not early:
         return seen.choice
     least = min(math.prod(p.grid) for p in early)
     coarse = {p.name: p for p in early if math.prod(p.grid) == least}
     outer = [p for p in coarse.values() if not any(p.name.startswith(f"{q}.") for q in coarse)]
     return [p for p in outer if _width(p) == max(map(_width, outer))][-1]
+
+
+def _answer(live: Sequence[Place]) -> int | None:
+    """How wide the last place is, unless it is a container that gives what was made long before it."""
+    last = live[-1] if live else None
+    within = [p for p in live[:-1] if last and p.name.startswith(f"{last.name}.")]
+    return _width(last) if last and (not within or within[-1].shape == last.shape) else None
+
+
+def _pooled(seen: Survey) -> set[tuple[int, ...]]:
+    """Grids that a pool to a given size made first, as in a pyramid of them: coarse, but no end of an encoder."""
+    first: dict[tuple[int, ...], Place] = {}
+    for place in seen.all:
+        first.setdefault(place.grid, place)
+    return {grid for grid, place in first.items() if place.kind.startswith("Adaptive")}
+
+
+def _inside(place: Place, every: Sequence[Place]) -> bool:
+    """Whether a place lies inside one of a row of blocks: a numbered layer with another of its kind beside it."""
+    parts = place.name.split(".")
+    for end in range(1, len(parts)):
+        own = next((p for p in every if p.name == ".".join(parts[:end])), None)
+        row = ".".join(parts[: end - 1])
+        if own and parts[end - 1].isdigit():
+            beside = (p for p in every if p.kind == own.kind and p.name.rpartition(".")[0] == row)
+            if any(p.name != own.name for p in beside):
+                return True
+    return False
 
 
 def _width(place: Place) -> int:
