@@ -90,7 +90,9 @@ def in_place(net: torch.nn.Module, x: torch.Tensor, places: Sequence[Any]) -> Li
     for place in reversed(places):
         reach = probe(net, Inputs((x,)), place.name, place.layout, torch.zeros(1, 1, *place.grid))
         if reach and place is places[-1]:
-            return {"status": "good" if reach.right else "misplaced"}
+            first, step = ("×".join(f"{v:g}" for v in values) for values in (reach.start, reach.stride))
+            why = f"what changes is not where cells from pixel {first} on, {step} apart, would have it"
+            return {"status": "good"} if reach.right else {"status": "misplaced", "why": why}
         if reach and reach.right:
             grid = "×".join(map(str, place.grid))
             return {"status": "mixed", "why": f"in its place up to {place.name}, {grid}; what follows mixes all places"}

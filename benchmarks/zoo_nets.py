@@ -2,7 +2,7 @@
 
 Nothing is downloaded. Weights are not drawn by their authors' rules, which takes longer than the forward pass: memory
 is left as it is while a net is built and filled from one pool of noise afterwards, scaled by fan-in, kernels even and
-strongest in their middle. Norms stay at the identity, save that batch norms bring back a signal that has become weak.
+strongest in their middle. Norms stay at the identity, save that batch norms keep a signal in bounds.
 What an author set to zero or nearly so for the start of training (a last layer, a residual branch's gain) is filled,
 too: such a net has no evidence anywhere until it is trained.
 """

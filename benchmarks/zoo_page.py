@@ -15,7 +15,7 @@ not to the end.
 
 The nets have random weights: what is asked is whether a layer is found, and whether its grid is read right, and neither
 needs training. The weights are not what the authors' initialisation would draw, but noise scaled by fan-in, kernels
-even and strongest in their middle, norms at the identity (but batch norms keep the signal from vanishing). What an
+even and strongest in their middle, norms at the identity (but batch norms keep the signal in bounds). What an
 author sets to zero or nearly so to begin training (a last layer, a residual branch) is filled, too: such a net has the
 same score for every picture until it is trained, and no map of it can be right. Configurations of transformers are the
 library's own with at most three blocks where there are many. A net of timm with more than 50 million parameters that
@@ -33,7 +33,8 @@ STATUS = {
     "good": "finite, not flat, and in its place; *one branch of several* where no one layer carries all the evidence",
     "mixed": "sound, and in its place up to a layer before the chosen one: behind that the random net spreads every "
     "change over all places, so that nothing can be said of the place of what is chosen",
-    "misplaced": "what changes in the layer was not found where the patch was: its grid is read wrong",
+    "misplaced": "what changes in the layer was not found where the patch was: its grid is read wrong, or its blocks "
+    "look further to one side than the graph tells",
     "not probed": "the map is sound, but no place of the layer changed clearly more than all others do: nothing "
     "can be said of its place",
     "zero gradient": "the score does not depend on the layer",

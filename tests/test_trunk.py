@@ -68,6 +68,16 @@ def test_what_the_score_does_not_come_from_is_no_neck() -> None:
     assert not Graph(torch.ones(4).sum(), []).neck(x)
 
 
+def test_what_is_only_put_together_again_is_not_parted() -> None:
+    x = torch.randn(2, 6, 4, requires_grad=True)
+    made = x.sin()
+    again = torch.cat([part.reshape(6, 4) for part in made.split(1)])
+    assert not Graph(again.exp().sum(), []).parted(made)
+    made = x.sin()
+    one, two = made.split(1)
+    assert Graph((one.reshape(6, 4) * two.reshape(6, 4)).sum(), []).parted(made)
+
+
 def test_keys_and_values_in_one_are_parted_and_a_class_token_is_not() -> None:
     tokens = leaf(1, 5, 4).exp()
     kv = nn.Linear(4, 8)(tokens)

@@ -41,15 +41,28 @@ class Graph:
         return node in self._necks and {number for _, number in self._readers[node]} <= {tensor.output_nr}
 
     def parted(self, tensor: Tensor) -> bool:
-        """Whether a tensor is taken apart before anything is made of it, as queries, keys and values are."""
+        """Whether a tensor is taken apart before anything is made of it, as queries, keys and values are; not where the
+        parts are only put together again, as those of several pictures may be.
+        """
         node = tensor.grad_fn
         while node in self._readers and len({reader for reader, _ in self._readers[node]}) == 1:
             node = self._readers[node][0][0]
             if len({number for _, number in self._readers[node]}) > 1:
-                return True
-            if node.name().partition("Backward")[0] not in _VIEWS:
+                ends = {self._past_views(reader) for reader, _ in self._readers[node]}
+                return len(ends) > 1 or _kind(next(iter(ends))) not in ("Cat", "Stack")
+            if _kind(node) not in _VIEWS:
                 return False
         return False
+
+    def _past_views(self, node: Node) -> Node:
+        """What first makes something of a node's numbers, where only one thing does."""
+        while _kind(node) in _VIEWS and len({reader for reader, _ in self._readers[node]}) == 1:
+            node = self._readers[node][0][0]
+        return node
+
+
+def _kind(node: Node) -> str:
+    return str(node.name()).partition("Backward")[0]
 
 
 def _below(node: Node) -> Iterator[tuple[Node, int]]:
