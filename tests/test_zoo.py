@@ -137,6 +137,59 @@ def test_the_draws_cost_nothing_and_come_back(zoo: ModuleType) -> None:
     assert not torch.equal(made.normal_(), torch.ones(3))
 
 
+class Row(nn.Module):
+    """Blocks made alike but for the share of branches that training drops, one that is not, and a head."""
+
+    def __init__(self, counts: bool) -> None:
+        super().__init__()
+        wide = [4, 4, 4, 4, 6, 4]
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(4, n, 1), nn.ReLU(), nn.Conv2d(n, 4, 1)) for n in wide)
+        self.stem, self.head, self.counts = nn.Conv2d(3, 4, 8, 8), nn.Linear(4, 5), counts
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for i, block in enumerate(self.blocks):
+            x = x + (self.blocks[i] if self.counts else block)(x)
+        return self.head((x + self.blocks[5](x) if self.counts else x).mean((2, 3)))
+
+
+def test_rows_of_blocks_made_alike_lose_all_but_two(zoo: ModuleType) -> None:
+    net = zoo.zoo_nets.built(lambda: Row(False), short=True)
+    assert [block[0].out_channels for block in net.blocks] == [4, 4, 6, 4]
+    assert len(zoo.zoo_nets.built(lambda: Row(False)).blocks) == 6
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_a_net_that_counts_its_blocks_is_asked_whole(
+    zoo: ModuleType, monkeypatch: pytest.MonkeyPatch, counts: bool
+) -> None:
+    made = lambda e: (zoo.zoo_nets.built(lambda: Row(counts), e.short), (3, 64, 64))  # noqa: E731
+    monkeypatch.setitem(zoo.zoo_nets._BUILD, "own", made)
+    line = zoo.look(zoo.Entry("own", "family", "net", short=True))
+    assert line["status"] == "good" and line.get("short", False) is not counts
+
+
+def test_a_quick_choice_that_a_complete_look_does_not_make_is_an_error(
+    zoo: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from camlucida.core import layers
+
+    real = layers.Survey.choice.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(layers.Survey, "choice", property(lambda s: s.places[0] if s.complete else real(s)))
+    line = zoo.mapped(zoo.zoo_nets.built(plain), torch.randn(1, 3, 64, 64))
+    assert (line["status"], line["layer"], line["why"]) == ("error", "3", "a complete look chooses 0")
+
+
+def test_parts_of_a_sweep_are_the_whole_of_it(zoo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    nets = [zoo.Entry("timm", "f", name) for name in "abcde"]
+    monkeypatch.setattr(zoo.zoo_nets, "entries", lambda source: nets if source == "timm" else [])
+    monkeypatch.setattr(zoo, "sizes", lambda: dict(zip("abcde", (1, 2, 3, 4, 5), strict=True)))
+    asked = {"all": True, "only": "", "limit_parameters": math.inf, "whole_parameters": 3}
+    parts = [zoo.wanted(argparse.Namespace(part=f"{i}/2", **asked)) for i in (0, 1)]
+    assert sorted(e.model for part in parts for e in part) == list("abcde")
+    assert {e.model for part in parts for e in part if e.short} == {"d", "e"}
+
+
 def test_configurations_lose_depth_and_keep_width(zoo: ModuleType, transformers: Any) -> None:
     config = transformers.SwinConfig()
     zoo.zoo_nets._shrink(config)

@@ -147,8 +147,9 @@ def survey(
 
     Costs one forward and one backward pass of a single picture of noise, which no picture's peculiarities bias (of the
     batch itself, for a ``target`` of one's own); not ``complete``, of the backward pass mostly the last layers' part.
-    Model and target (or what it was made from, ``known_by``) are remembered weakly, by object, while the model has the
-    same modules; ``again`` looks anew.
+    Where modules give what has no gradient, a second forward pass tells whether the picture has a part in it. Model and
+    target (or what it was made from, ``known_by``) are remembered weakly, by object, while the model has the same
+    modules; ``again`` looks anew.
     """
     net = unwrap(model)
     if hidden := black_box(net):

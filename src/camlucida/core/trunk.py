@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from camlucida.core.moves import kind_of
+
 Node: TypeAlias = Any  # of the graph that autograd recorded; a set of them holds each by its identity
 
 _VIEWS = ("View", "UnsafeView", "ReshapeAlias", "Permute", "Transpose", "T", "Clone", "Unsqueeze", "Squeeze", "Expand")
@@ -49,20 +51,16 @@ class Graph:
             node = self._readers[node][0][0]
             if len({number for _, number in self._readers[node]}) > 1:
                 ends = {self._past_views(reader) for reader, _ in self._readers[node]}
-                return len(ends) > 1 or _kind(next(iter(ends))) not in ("Cat", "Stack")
-            if _kind(node) not in _VIEWS:
+                return len(ends) > 1 or kind_of(next(iter(ends))) not in ("Cat", "Stack")
+            if kind_of(node) not in _VIEWS:
                 return False
         return False
 
     def _past_views(self, node: Node) -> Node:
         """What first makes something of a node's numbers, where only one thing does."""
-        while _kind(node) in _VIEWS and len({reader for reader, _ in self._readers[node]}) == 1:
+        while kind_of(node) in _VIEWS and len({reader for reader, _ in self._readers[node]}) == 1:
             node = self._readers[node][0][0]
         return node
-
-
-def _kind(node: Node) -> str:
-    return str(node.name()).partition("Backward")[0]
 
 
 def _below(node: Node) -> Iterator[tuple[Node, int]]:

@@ -259,7 +259,8 @@ def bottleneck(seen: Survey) -> Place:
     live = [p for p in seen.all if p.share and has_space(p.grid) and times[p.name] == 1]
     pooled = _pooled(seen)
     early = [p for p in live if _width(p) != _answer(live) and p.grid not in pooled]
-    early = [p for p in early if not _inside(p, seen.all)] or early
+    blocks = _blocks(seen)
+    early = [p for p in early if blocks.isdisjoint(_above(p.name))] or early
     if not early:
         return seen.choice
     least = min(math.prod(p.grid) for p in early)
@@ -277,23 +278,21 @@ def _answer(live: Sequence[Place]) -> int | None:
 
 def _pooled(seen: Survey) -> set[tuple[int, ...]]:
     """Grids that a pool to a given size made first, as in a pyramid of them: coarse, but no end of an encoder."""
-    first: dict[tuple[int, ...], Place] = {}
-    for place in seen.all:
-        first.setdefault(place.grid, place)
+    first = {place.grid: place for place in reversed(seen.all)}
     return {grid for grid, place in first.items() if place.kind.startswith("Adaptive")}
 
 
-def _inside(place: Place, every: Sequence[Place]) -> bool:
-    """Whether a place lies inside one of a row of blocks: a numbered layer with another of its kind beside it."""
-    parts = place.name.split(".")
-    for end in range(1, len(parts)):
-        own = next((p for p in every if p.name == ".".join(parts[:end])), None)
-        row = ".".join(parts[: end - 1])
-        if own and parts[end - 1].isdigit():
-            beside = (p for p in every if p.kind == own.kind and p.name.rpartition(".")[0] == row)
-            if any(p.name != own.name for p in beside):
-                return True
-    return False
+def _blocks(seen: Survey) -> set[str]:
+    """The names of places that are one of a row of blocks: numbered, with another of their kind beside them."""
+    kinds = {p.name: (p.name.rpartition(".")[0], p.kind) for p in seen.all}
+    many = Counter(kinds.values())
+    return {name for name, kind in kinds.items() if many[kind] > 1 and name.rpartition(".")[2].isdigit()}
+
+
+def _above(name: str) -> list[str]:
+    """The names of what a layer lies in."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def _width(place: Place) -> int:
